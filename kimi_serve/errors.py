@@ -1,0 +1,41 @@
+"""The errors of kimi_serve. Knows what can go wrong by name; never who raises it.
+
+KimiServeError
+    ConfigError      a checkpoint's configuration is missing, malformed or not supported
+    ImageError       an image cannot be read or does not fit the model
+    TokenizerError   a vocabulary file is malformed, or a token id is outside the embedding
+    CheckpointError  a checkpoint's weights do not match its configuration
+    ChatError        a conversation cannot be rendered
+    LaunchError      an engine cannot be started on this machine, or stopped while it was supervised
+
+All but the root and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only know the standard
+library (vLLM's request validation) answer 400 to those.
+"""
+
+
+class KimiServeError(Exception):
+    """Root of every error that kimi_serve raises on purpose."""
+
+
+class ConfigError(KimiServeError, ValueError):
+    """A checkpoint's configuration is missing, malformed or not supported."""
+
+
+class ImageError(KimiServeError, ValueError):
+    """An image cannot be read, or does not fit the model."""
+
+
+class TokenizerError(KimiServeError, ValueError):
+    """A vocabulary file is malformed, or a token id is outside the embedding."""
+
+
+class CheckpointError(KimiServeError, ValueError):
+    """A checkpoint's weights do not match its configuration."""
+
+
+class ChatError(KimiServeError, ValueError):
+    """A conversation cannot be rendered."""
+
+
+class LaunchError(KimiServeError):
+    """An engine cannot be started on this machine, or stopped while it was supervised."""

@@ -1,0 +1,1 @@
+"""What the model reads: configuration, images, text and chats. Knows no engine and no torch."""

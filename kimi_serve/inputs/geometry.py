@@ -1,0 +1,133 @@
+"""Image geometry: how many tokens an image costs. Knows integers; never sees a pixel, numpy or torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from kimi_serve.errors import ConfigError, ImageError
+
+# The vision tower's 2-D rotary table has 512 x 512 positions, and the published processor refuses a side of 512.
+SIDE_LIMIT = 512  # patches
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Patches down and across one image."""
+
+    height: int
+    width: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """From an image's size in pixels to its grid of patches and its tokens: the only copy of the formula.
+
+    An image with more than `in_token_limit` whole patches is scaled down, then padded on the right and at the bottom
+    to whole tokens of merge_height x merge_width patches. Never scaled up.
+    """
+
+    patch_size: int = 14  # pixels
+    merge_height: int = 2  # patches
+    merge_width: int = 2
+    in_token_limit: int = 4096  # patches before merging, in spite of the name that checkpoints give it
+    pad_input: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "merge_height", "merge_width", "in_token_limit"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: {value!r} is not supported; use a whole number of at least 1")
+        for name in ("merge_height", "merge_width"):
+            if getattr(self, name) >= SIDE_LIMIT:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not supported; use less than {SIDE_LIMIT}")
+        # Without padding the published code crops to whole patches, and an odd number of them cannot be merged.
+        if self.pad_input is not True:
+            raise ConfigError(f"pad_input: {self.pad_input!r} is not supported; supported: true")
+
+    @classmethod
+    def from_preprocessor_config(cls, raw: Mapping[str, object]) -> Self:
+        """Read preprocessor_config.json. An absent key has the default of the published processor *class*."""
+        merge = raw.get("merge_kernel_size", (2, 2))
+        if not isinstance(merge, (list, tuple)) or len(merge) != 2:
+            raise ConfigError(f"merge_kernel_size: {merge!r} is not supported; use two whole numbers, like [2, 2]")
+        settings = {
+            "patch_size": raw.get("patch_size", 14),
+            "merge_height": merge[0],
+            "merge_width": merge[1],
+            "in_token_limit": raw.get("in_token_limit", 4096),
+            "pad_input": raw.get("pad_input", False),
+        }
+        return cls(**settings)  # type: ignore[arg-type]  # __post_init__ checks what the file holds
+
+    @property
+    def token_width(self) -> int:
+        """Pixels that one token spans across."""
+        return self.patch_size * self.merge_width
+
+    @property
+    def token_height(self) -> int:
+        """Pixels that one token spans down."""
+        return self.patch_size * self.merge_height
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """The size after scaling down to the limit: whole patches are counted, so a side under one patch counts 0."""
+        if width < 1 or height < 1:
+            raise ImageError(f"image size {width}x{height}: both sides must be at least 1 pixel")
+        patches = (width // self.patch_size) * (height // self.patch_size)
+        if patches <= self.in_token_limit:
+            return width, height
+        scale = math.sqrt(self.in_token_limit / patches)
+        new_width, new_height = int(width * scale), int(height * scale)
+        if new_width < 1 or new_height < 1:
+            raise ImageError(
+                f"image size {width}x{height}: too thin; scaled down to {self.in_token_limit} patches "
+                f"a side has less than 1 pixel"
+            )
+        return new_width, new_height
+
+    def padded(self, width: int, height: int) -> tuple[int, int]:
+        """The size after scaling down and padding: what the model sees."""
+        new_width, new_height = self.resized(width, height)
+        across, down = -(-new_width // self.token_width), -(-new_height // self.token_height)  # tokens
+        if max(across * self.merge_width, down * self.merge_height) >= SIDE_LIMIT:
+            raise ImageError(
+                f"image size {width}x{height}: too long; it is {across * self.merge_width}x{down * self.merge_height} "
+                f"patches of {self.patch_size} pixels, and a side must stay under {SIDE_LIMIT} (Exceed pos emb)"
+            )
+        return across * self.token_width, down * self.token_height
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The image's patches, before merging."""
+        new_width, new_height = self.padded(width, height)
+        return Grid(new_height // self.patch_size, new_width // self.patch_size)
+
+    def num_tokens(self, width: int, height: int) -> int:
+        """Placeholders of one image in the prompt; the four tokens that wrap an image are not counted."""
+        grid = self.grid(width, height)
+        return (grid.height // self.merge_height) * (grid.width // self.merge_width)
+
+    def max_tokens(self) -> int:
+        """An upper bound on num_tokens over every image that is accepted: 1338 at a limit of 4096, 4508 at 16384.
+
+        PLACEHOLDER
+        """
+        across = range(1, (SIDE_LIMIT - 1) // self.merge_width + 1)
+        return max(x * max(self._tallest_unscaled(x), self._tallest_scaled(x)) for x in across)
+
+    def _tallest_unscaled(self, across: int) -> int:
+        least = self.merge_width * (across - 1)  # whole patches across
+        longest = (SIDE_LIMIT - 1) // self.merge_height
+        return min(longest, self.in_token_limit // least // self.merge_height + 1) if least else longest
+
+    def _tallest_scaled(self, across: int) -> int:
+        p, k = self.patch_size, self.merge_width
+        columns = max(1, k * (across - 1))
+        rows = int(self.in_token_limit / (k * across + 1 / p)) + 1
+        scaled_rows = self.in_token_limit * (1 + (p - 1) / (p * columns)) / (k * (across - 1) + 1 / p)
+        pixels = int(p * scaled_rows * (1 + (p - 1) / (p * rows)) * (1 + 1e-9))
+        return min((SIDE_LIMIT - 1) // self.merge_height, -(-pixels // self.token_height))
