@@ -217,7 +217,9 @@ def parse_model_config(raw: Mapping[str, object]) -> ModelConfig:
     fields.only("model_type", MODEL_TYPE)
     fields.only("tie_word_embeddings", False, absent=False)
     if fields.has("architectures") and fields.value("architectures") not in ([ARCHITECTURE], None):
-        raise ConfigError(f"config.json.architectures: {fields.value('architectures')!r}; supported: ['{ARCHITECTURE}']")
+        raise ConfigError(
+            f"config.json.architectures: {fields.value('architectures')!r}; supported: ['{ARCHITECTURE}']"
+        )
     text_fields = fields.section("text_config")
     text = TextConfig.parse(text_fields)
     fields.only("vocab_size", text.vocab_size, absent=text.vocab_size)

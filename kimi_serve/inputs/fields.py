@@ -12,7 +12,7 @@ _REQUIRED = object()
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A json object and the name that errors call it by. Every method raises ConfigError naming key, value and limit."""
+    """A json object and the name that errors call it by. Methods raise ConfigError naming key, value and limit."""
 
     name: str
     raw: Mapping[str, object]

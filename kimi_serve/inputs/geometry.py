@@ -62,7 +62,7 @@ class Geometry:
             "in_token_limit": raw.get("in_token_limit", 4096),
             "pad_input": raw.get("pad_input", False),
         }
-        return cls(**settings)  # type: ignore[arg-type]  # __post_init__ checks what the file holds
+        return cls(**settings)  # __post_init__ checks what the file holds
 
     @property
     def token_width(self) -> int:
@@ -112,19 +112,34 @@ class Geometry:
         return (grid.height // self.merge_height) * (grid.width // self.merge_width)
 
     def max_tokens(self) -> int:
-        """An upper bound on num_tokens over every image that is accepted: 1338 at a limit of 4096, 4508 at 16384.
+        """An upper bound on num_tokens over every image that is accepted: 1338 at a limit of 4096, 4464 at 16384.
 
-        PLACEHOLDER
+        Both are attained (6733x153 and 7083x489 pixels). in_token_limit / 4 is not a bound: partial patches are not
+        counted against the limit, but they are padded to whole tokens. Proof: for each number of tokens across there
+        is a most number down, in each of the two cases below, and the sides are bounded by SIDE_LIMIT. Notation: an
+        image has a whole patches across and b down, so it is under p(a + 1) and p(b + 1) pixels, p the patch size.
         """
         across = range(1, (SIDE_LIMIT - 1) // self.merge_width + 1)
         return max(x * max(self._tallest_unscaled(x), self._tallest_scaled(x)) for x in across)
 
     def _tallest_unscaled(self, across: int) -> int:
-        least = self.merge_width * (across - 1)  # whole patches across
+        """Return the most tokens down of an image that is not scaled, `across` tokens wide.
+
+        With k patches per token, more than pk(across - 1) pixels are at least k(across - 1) whole patches, so b is at
+        most limit / that (anything, where that is 0: slivers are never scaled), and b patches pad to b // k + 1 tokens.
+        """
+        columns = self.merge_width * (across - 1)
         longest = (SIDE_LIMIT - 1) // self.merge_height
-        return min(longest, self.in_token_limit // least // self.merge_height + 1) if least else longest
+        return min(longest, self.in_token_limit // columns // self.merge_height + 1) if columns else longest
 
     def _tallest_scaled(self, across: int) -> int:
+        """Return the most tokens down of an image scaled by s = sqrt(limit / ab) < 1, `across` tokens wide.
+
+        Its scaled width w lies in pk(across - 1) + 1 .. pk across. From w <= s(pa + p - 1): as >= (k(across - 1) +
+        1/p) / (1 + (p - 1)/pa), and a >= k(across - 1) since s < 1. From w > pas - 1: as < k across + 1/p. With
+        as * bs = limit the first bounds bs from above, the second b > bs from below; the height is at most
+        s(pb + p - 1) = p bs (1 + (p - 1)/pb). The last factor covers rounding in the square root.
+        """
         p, k = self.patch_size, self.merge_width
         columns = max(1, k * (across - 1))
         rows = int(self.in_token_limit / (k * across + 1 / p)) + 1
