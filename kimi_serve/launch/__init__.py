@@ -1,0 +1,1 @@
+"""Starting an engine and looking after it. Knows this machine and vLLM's command line; imports no engine."""

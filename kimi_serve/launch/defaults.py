@@ -1,0 +1,177 @@
+"""How `vllm serve` is started on this machine. Knows vLLM's flags and CPU backend; what a person set always wins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kimi_serve.errors import LaunchError
+from kimi_serve.launch import flags
+from kimi_serve.launch.footprint import BUNDLED, Footprint
+from kimi_serve.launch.machine import Machine
+
+GIB = 1 << 30
+MIB = 1 << 20
+PLUGIN = "kimi_serve"
+
+# Without AMX, vLLM runs MLA on its reference backend: no chunked prefill, so one step takes a whole prompt.
+UNCHUNKED_MODEL_LEN = 16_384
+# Below this a machine cannot hold one picture and an answer: better said before the engine starts.
+MIN_MODEL_LEN = 2_048
+CONCURRENT_FULL_LENGTH = 4  # how many requests of the greatest length the cache should hold, where memory allows
+ENGINE_OVERHEAD = 3 * GIB  # three Python processes with torch, and the activations of a step
+SMALL_MACHINE_CPUS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    argv: tuple[str, ...]
+    environment: dict[str, str]  # changes only
+    notes: tuple[str, ...]  # what a person should know before the engine starts
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person asked for: a model (directory or hub id), vLLM's flags, the environment as it is."""
+
+    model: str
+    arguments: tuple[str, ...]
+    environ: Mapping[str, str]
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.model).is_dir()
+
+
+def plan(wish: Wish, machine: Machine, footprint: Footprint | None, vllm: Path) -> Plan:
+    """The command line and environment changes; a footprint of None (a hub id) leaves the sizes to vLLM."""
+    _require_plugin(wish.environ)
+    said = flags.given(wish.arguments)
+    if machine.engine == "cpu":
+        chosen, notes = _cpu_flags(said, wish.environ, machine, footprint)
+        environment = _cpu_environment(said, wish.environ, machine)
+    else:
+        chosen, notes = _gpu_flags(machine, footprint)
+        environment = {}
+    if wish.is_local and Path(wish.model).resolve() == BUNDLED:
+        chosen["--served-model-name"] = BUNDLED.name
+    defaults = [word for flag, value in chosen.items() if flag not in said for word in (flag, value) if word]
+    environment |= {key: value for key, value in _common_environment(wish).items() if key not in wish.environ}
+    return Plan((str(vllm), "serve", wish.model, *defaults, *wish.arguments), environment, tuple(notes))
+
+
+def _require_plugin(environ: Mapping[str, str]) -> None:
+    allowed = environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN not in allowed.split(","):
+        raise LaunchError(
+            f"VLLM_PLUGINS: {allowed!r} leaves {PLUGIN!r} out, and vLLM would serve its own Kimi-VL class; "
+            f"add {PLUGIN} to the list or unset it"
+        )
+
+
+def _common_environment(wish: Wish) -> dict[str, str]:
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    if wish.is_local:
+        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return environment
+
+
+def _cpu_flags(
+    said: dict[str, str], environ: Mapping[str, str], machine: Machine, footprint: Footprint | None
+) -> tuple[dict[str, str], list[str]]:
+    """Block size is vLLM's: 16 on the reference backend, where nothing else runs, and 128 on AMX."""
+    chosen = {"--max-num-seqs": str(min(64, max(8, 8 * machine.cores)))}
+    notes = []
+    if not machine.compiler:
+        chosen["--enforce-eager"] = ""
+        notes.append("no C++ compiler found: torch.compile is off, and answers are slower")
+    if footprint is None:
+        return chosen, notes
+    cache_is_set = "--kv-cache-memory-bytes" in said or "VLLM_CPU_KVCACHE_SPACE" in environ
+    sizes = _cpu_sizes(said, machine, footprint, check_memory=not cache_is_set)
+    chosen["--max-model-len"] = str(sizes.model_len)
+    chosen["--max-num-batched-tokens"] = str(sizes.step_tokens)
+    if not cache_is_set:
+        chosen["--kv-cache-memory-bytes"] = str(sizes.cache)
+    if sizes.model_len < footprint.max_positions:
+        reason = "memory" if machine.has_amx else "no AMX: prompts are read in one step"
+        notes.append(f"context is {sizes.model_len} of the model's {footprint.max_positions} tokens ({reason})")
+    return chosen, notes
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    model_len: int  # tokens of one request
+    step_tokens: int  # tokens of one engine step
+    cache: int  # bytes
+
+
+def _cpu_sizes(said: dict[str, str], machine: Machine, footprint: Footprint, *, check_memory: bool) -> Sizes:
+    wide = 2 if said.get("--dtype") in ("float32", "float") else 1  # the footprint counts two bytes a value
+    per_token = footprint.cache_per_token * wide
+    needed = int(footprint.weights * wide * 1.1) + ENGINE_OVERHEAD
+    spare = int((machine.memory_available - needed) * 0.8)
+    longest = min(footprint.max_positions, footprint.max_positions if machine.has_amx else UNCHUNKED_MODEL_LEN)
+    if not check_memory:
+        spare = longest * per_token
+    affordable = spare // per_token // 128 * 128
+    if affordable < MIN_MODEL_LEN:
+        raise LaunchError(
+            f"memory: {machine.memory_available / GIB:.1f} GiB are free, the model needs {needed / GIB:.1f} GiB and "
+            f"{MIN_MODEL_LEN * per_token / 0.8 / GIB:.2f} GiB of cache; free memory, or set --kv-cache-memory-bytes"
+        )
+    model_len = flags.number(said, "--max-model-len", min(longest, affordable))
+    sequences = min(CONCURRENT_FULL_LENGTH, flags.number(said, "--max-num-seqs", CONCURRENT_FULL_LENGTH))
+    cache = min(spare, max(model_len * sequences * per_token, 256 * MIB)) // MIB * MIB
+    return Sizes(model_len, _step_tokens(machine, footprint, model_len), max(cache, MIB))
+
+
+def _step_tokens(machine: Machine, footprint: Footprint, model_len: int) -> int:
+    """With chunked prefill, the largest image fits one chunk; without, a step holds the longest prompt."""
+    if not machine.has_amx:
+        return max(model_len, 2_048)
+    return min(8_192, max(2_048, -(-footprint.max_image_tokens // 256) * 256))
+
+
+def _cpu_environment(said: dict[str, str], environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
+    environment = _preload(environ, machine)
+    if "VLLM_CPU_OMP_THREADS_BIND" not in environ and (binding := _binding(said, machine)):
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
+    return environment
+
+
+def _preload(environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
+    already = environ.get("LD_PRELOAD", "")
+    libraries = []
+    if machine.tcmalloc and "tcmalloc" not in already:
+        libraries.append(str(machine.tcmalloc))
+    # Two OpenMP runtimes in one process end in vLLM's assertion, so one that is there stays.
+    if machine.openmp and not any(name in already for name in ("libiomp", "libomp", "libgomp")):
+        libraries.append(str(machine.openmp))
+    if not libraries:
+        return {}
+    return {"LD_PRELOAD": ":".join([*libraries, *([already] if already else [])])}
+
+
+def _binding(said: dict[str, str], machine: Machine) -> str | None:
+    """None leaves vLLM's own binding: a NUMA node a rank, less a core for the scheduler, one thread a core.
+
+    That leaves a small machine without a thread, and refuses more ranks than NUMA nodes.
+    """
+    ranks = flags.number(said, "--tensor-parallel-size", 1) * flags.number(said, "--pipeline-parallel-size", 1)
+    if ranks == 1:
+        return "nobind" if len(machine.cpus) <= SMALL_MACHINE_CPUS else None
+    if ranks <= machine.numa_nodes:
+        return None
+    share = len(machine.cpus) // ranks
+    if share == 0:
+        return "nobind"
+    return "|".join(",".join(map(str, machine.cpus[rank * share : (rank + 1) * share])) for rank in range(ranks))
+
+
+def _gpu_flags(machine: Machine, footprint: Footprint | None) -> tuple[dict[str, str], list[str]]:
+    """vLLM's own defaults, a context that fits the memory, and steps that hold the largest image and a prompt."""
+    notes = []
+    if footprint and machine.gpus and footprint.weights > machine.gpus[0].memory:
+        gib = footprint.weights / GIB
+        notes.append(f"weights are {gib:.0f} GiB, more than one {machine.gpus[0].name}: use --tensor-parallel-size")
+    return {"--max-model-len": "auto", "--max-num-batched-tokens": "8192"}, notes

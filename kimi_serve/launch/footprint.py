@@ -1,0 +1,31 @@
+"""What a checkpoint needs of a machine, in bytes and tokens. Knows its files; loads no weight."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kimi_serve.errors import CheckpointError
+from kimi_serve.inputs.config import load_checkpoint
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "kimi-vl-nano"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    weights: int  # bytes, as stored
+    cache_per_token: int  # bytes of bfloat16 MLA cache, all layers
+    max_positions: int
+    max_image_tokens: int  # the largest image the checkpoint accepts
+
+
+def read(directory: Path) -> Footprint:
+    checkpoint = load_checkpoint(directory)
+    text = checkpoint.model.text
+    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{directory}: holds no *.safetensors file")
+    return Footprint(
+        weights=weights,
+        cache_per_token=2 * text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim),
+        max_positions=text.max_position_embeddings,
+        max_image_tokens=checkpoint.image.geometry.max_tokens(),
+    )

@@ -1,0 +1,164 @@
+"""`kimi-serve up`: one engine, watched from start to stop. Knows HTTP and signals; the engine is another process."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import threading
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from kimi_serve.errors import LaunchError
+from kimi_serve.launch import defaults, progress
+from kimi_serve.launch.family import Family
+from kimi_serve.launch.footprint import BUNDLED
+
+SAMPLE = BUNDLED.parent / "sample.png"
+POLL = 0.25  # seconds
+ASK_TIMEOUT = 5.0  # seconds for one answer of /health
+# No proxy: the engine is on this machine.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+NANO_NOTE = """\
+kimi-vl-nano is a very small Kimi-VL, trained on synthetic pictures to show that everything works. It reads printed
+words and numbers, names colours and shapes, counts, and points, on pictures like those it was trained on. It is
+NOT Kimi-VL: on photographs and open questions it is wrong most of the time. For real answers: kimi-serve up DIRECTORY_OF_KIMI_VL"""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    host: str
+    port: int
+    log: Path
+    timeout: float  # seconds until the engine must answer
+    api_key: str | None
+
+
+def run(plan: defaults.Plan, options: Options) -> int:
+    """Starts, shows, watches and stops the engine; returns the exit code of the command line."""
+    require_free(options.host, options.port)
+    stopping = _catch_signals()
+    print(f"starting {plan.argv[2]} (log: {options.log})", flush=True)
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
+    with Family(plan.argv, {**os.environ, **plan.environment}, options.log) as family:
+        model = _await_ready(family, options, stopping)
+        if model is not None:
+            print(greeting(model, options), flush=True)
+            _watch(family, stopping)
+        print("stopping", flush=True)
+    print("stopped; no process is left", flush=True)
+    return 0
+
+
+def require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LaunchError(
+                f"port: cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+            ) from error
+
+
+def greeting(model: str, options: Options) -> str:
+    url = base_url(options)
+    lines = [f"ready: {url}/v1 (model {model!r})"]
+    if model == BUNDLED.name:
+        lines += ["", NANO_NOTE]
+    lines += ["", "try it:", curl(url, model, needs_key=options.api_key is not None), "", "Ctrl-C stops it."]
+    return "\n".join(lines)
+
+
+def base_url(options: Options) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{options.port}"
+
+
+def curl(url: str, model: str, *, needs_key: bool) -> str:
+    """One line for a shell, with the sample picture inlined by the shell itself."""
+    body = json.dumps(
+        {
+            "model": model,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICTURE"}},
+                        {"type": "text", "text": "What is in the picture?"},
+                    ],
+                }
+            ],
+        }
+    )
+    before, _, after = body.partition("PICTURE")
+    picture = f'"$(base64 -w0 {shlex.quote(str(SAMPLE))})"'
+    headers = "-H 'Content-Type: application/json'" + (' -H "Authorization: Bearer $VLLM_API_KEY"' if needs_key else "")
+    return f"curl -s {url}/v1/chat/completions {headers} -d '{before}'{picture}'{after}'"
+
+
+def _catch_signals() -> threading.Event:
+    stopping = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    return stopping
+
+
+def _await_ready(family: Family, options: Options, stopping: threading.Event) -> str | None:
+    """The name of the served model, or None where a signal came first."""
+    shown = progress.Progress(family.log)
+    try:
+        while not stopping.wait(POLL):
+            shown.tick()
+            _require_alive(family)
+            if _is_healthy(base_url(options)):
+                return served_model(base_url(options), options.api_key)
+            if shown.elapsed > options.timeout:
+                raise LaunchError(
+                    f"the engine did not answer within {options.timeout:.0f} s (--timeout); its log ends:\n"
+                    + progress.last_lines(family.log)
+                )
+    finally:
+        shown.close()
+    return None
+
+
+def _require_alive(family: Family) -> None:
+    if family.exit_code is not None:
+        raise LaunchError(
+            f"the engine ended with code {family.exit_code}; its log ({family.log}) ends:\n"
+            + progress.last_lines(family.log)
+        )
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with _opener.open(f"{url}/health", timeout=ASK_TIMEOUT) as response:
+            return bool(response.status == 200)
+    except OSError:  # refused, reset, timed out, or an HTTP error: not yet
+        return False
+
+
+def served_model(url: str, key: str | None) -> str:
+    """Proof that the API answers, not only the health check."""
+    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with _opener.open(request, timeout=ASK_TIMEOUT) as response:
+            name = json.load(response)["data"][0]["id"]
+    except (OSError, ValueError, LookupError) as error:
+        raise LaunchError(f"{url}/v1/models: no model is listed there: {error}") from error
+    return str(name)
+
+
+def _watch(family: Family, stopping: threading.Event) -> None:
+    while not stopping.wait(POLL):
+        _require_alive(family)

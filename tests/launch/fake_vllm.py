@@ -1,0 +1,53 @@
+"""Stands in for `vllm serve`: logs as vLLM does, has a child process, answers /health and /v1/models. No model.
+
+FAKE_VLLM chooses how it goes wrong: `dies` while loading, `hangs` (never answers, ignores SIGTERM), `crashes` (once it
+has answered /v1/models).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+MODE = os.environ.get("FAKE_VLLM", "")
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"id": flag("--served-model-name", sys.argv[2])}]}) if "models" in self.path else ""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+        self.wfile.flush()
+        if MODE == "crashes" and body:
+            os._exit(7)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def flag(name: str, default: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+
+
+def main() -> None:
+    print("INFO vLLM API server version 0.32.0, non-default args: {}", flush=True)
+    print("INFO Initializing a V1 LLM engine (v0.32.0)", flush=True)
+    subprocess.Popen([sys.executable, "-c", STUBBORN])  # an engine process that ignores a polite request
+    print("Loading safetensors checkpoint shards:  50% Completed | 1/2", flush=True)
+    if MODE == "dies":
+        sys.exit("ValueError: the fake engine ran out of everything")
+    if MODE == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    time.sleep(0.5)
+    HTTPServer((flag("--host", "127.0.0.1"), int(flag("--port", "8000"))), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The plan for an engine: what is chosen for which machine, and that a person's word wins."""
+
+from pathlib import Path
+
+import pytest
+
+from kimi_serve.errors import LaunchError
+from kimi_serve.launch import defaults, flags
+from kimi_serve.launch.footprint import Footprint
+from kimi_serve.launch.machine import Gpu, Machine
+from tests.launch.conftest import machine
+
+AVX2 = frozenset({"avx2"})
+SMALL = Footprint(weights=20 << 20, cache_per_token=6 * 576 * 2, max_positions=131_072, max_image_tokens=1_369)
+LARGE = Footprint(weights=33 << 30, cache_per_token=27 * 576 * 2, max_positions=131_072, max_image_tokens=4_446)
+
+
+def plan(
+    here: Machine, footprint: Footprint | None = SMALL, *arguments: str, environ: dict[str, str] | None = None
+) -> defaults.Plan:
+    wish = defaults.Wish("some/model", arguments, environ or {})
+    return defaults.plan(wish, here, footprint, Path("/bin/vllm"))
+
+
+def chosen(made: defaults.Plan) -> dict[str, str]:
+    return flags.given(made.argv[3:])
+
+
+def test_the_command_is_vllm_serve_with_the_model_first() -> None:
+    assert plan(machine()).argv[:3] == ("/bin/vllm", "serve", "some/model")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [["--max-model-len", "4096"], ["--max-model-len=4096"], ["--max_model_len", "4096"], ["--max_model_len=4096"]],
+)
+def test_a_persons_flag_wins_however_it_is_spelled(said: list[str]) -> None:
+    made = plan(machine(), SMALL, *said)
+    assert sum("model" in word and "len" in word for word in made.argv) == 1
+    assert chosen(made)["--max-model-len"] == "4096"
+
+
+def test_a_key_of_a_config_file_wins_too(tmp_path: Path) -> None:
+    config = tmp_path / "vllm.yaml"
+    config.write_text("# mine\nmax-model-len: 4096\nmax_num_seqs: 3\n")
+    made = plan(machine(), SMALL, "--config", str(config))
+    assert "--max-model-len" not in made.argv
+    assert "--max-num-seqs" not in made.argv
+
+
+def test_a_missing_config_file_is_named() -> None:
+    with pytest.raises(LaunchError, match="--config: cannot read /nowhere"):
+        plan(machine(), SMALL, "--config", "/nowhere")
+
+
+def test_with_amx_the_whole_context_is_served_and_the_largest_image_fits_one_chunk() -> None:
+    made = chosen(plan(machine(memory_available=64 << 30), LARGE))
+    assert made["--max-model-len"] == "131072"
+    assert int(made["--max-num-batched-tokens"]) >= LARGE.max_image_tokens
+
+
+def test_without_amx_one_step_holds_the_longest_prompt() -> None:
+    made = chosen(plan(machine(isa=AVX2)))
+    assert made["--max-model-len"] == "16384"
+    assert made["--max-num-batched-tokens"] == "16384"
+
+
+def test_without_amx_the_step_follows_the_context_that_a_person_asked_for() -> None:
+    assert chosen(plan(machine(isa=AVX2), SMALL, "--max-model-len", "32k"))["--max-num-batched-tokens"] == "32000"
+
+
+def test_the_context_shrinks_to_what_memory_holds_and_says_so() -> None:
+    made = plan(machine(memory_available=41 << 30), LARGE)
+    length = int(chosen(made)["--max-model-len"])
+    assert 2_048 <= length < 131_072
+    assert int(chosen(made)["--kv-cache-memory-bytes"]) >= length * LARGE.cache_per_token - (1 << 20)
+    assert any(f"context is {length} of the model's 131072" in note for note in made.notes)
+
+
+def test_a_model_that_cannot_fit_is_refused_with_both_sizes() -> None:
+    with pytest.raises(LaunchError, match=r"memory: 8\.0 GiB are free, the model needs 39\.3 GiB"):
+        plan(machine(memory_available=8 << 30), LARGE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [(("--kv-cache-memory-bytes", "1000000000"), {}), ((), {"VLLM_CPU_KVCACHE_SPACE": "1"})],
+)
+def test_who_sets_the_cache_is_not_overruled(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+    made = plan(machine(memory_available=8 << 30), LARGE, *arguments, environ=environ)
+    assert made.argv.count("--kv-cache-memory-bytes") == len(arguments) // 2
+
+
+def test_float32_needs_twice_the_cache() -> None:
+    narrow, wide = (chosen(plan(machine(), SMALL, "--dtype", dtype)) for dtype in ("bfloat16", "float32"))
+    assert int(wide["--kv-cache-memory-bytes"]) > 1.9 * int(narrow["--kv-cache-memory-bytes"])
+
+
+def test_a_hub_id_leaves_the_sizes_and_the_network_to_vllm() -> None:
+    made = plan(machine(), None)
+    assert "--max-model-len" not in made.argv
+    assert "HF_HUB_OFFLINE" not in made.environment
+
+
+def test_a_directory_is_served_without_the_network(tmp_path: Path) -> None:
+    wish = defaults.Wish(str(tmp_path), (), {})
+    environment = defaults.plan(wish, machine(), SMALL, Path("vllm")).environment
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["TRANSFORMERS_OFFLINE"] == "1"
+
+
+def test_usage_statistics_are_off_unless_a_person_says_otherwise() -> None:
+    assert plan(machine()).environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert "VLLM_NO_USAGE_STATS" not in plan(machine(), environ={"VLLM_NO_USAGE_STATS": "0"}).environment
+
+
+def test_libraries_are_preloaded_before_those_that_are_there() -> None:
+    here = machine(tcmalloc=Path("/lib/libtcmalloc.so.4"), openmp=Path("/env/lib/libiomp5.so"))
+    made = plan(here, environ={"LD_PRELOAD": "/lib/mine.so"})
+    assert made.environment["LD_PRELOAD"] == "/lib/libtcmalloc.so.4:/env/lib/libiomp5.so:/lib/mine.so"
+
+
+def test_a_second_openmp_is_never_preloaded() -> None:
+    made = plan(machine(openmp=Path("/env/lib/libiomp5.so")), environ={"LD_PRELOAD": "/lib/libgomp.so.1"})
+    assert "LD_PRELOAD" not in made.environment
+
+
+def test_nothing_to_preload_changes_nothing() -> None:
+    assert "LD_PRELOAD" not in plan(machine()).environment
+
+
+@pytest.mark.parametrize(
+    ("cpus", "arguments", "binding"),
+    [
+        (2, (), "nobind"),
+        (8, (), None),
+        (8, ("--tensor-parallel-size", "2"), "0,1,2,3|4,5,6,7"),
+        (2, ("-tp", "2"), "0|1"),
+        (8, ("-tp=2", "-pp", "2"), "0,1|2,3|4,5|6,7"),
+        (1, ("-tp", "2"), "nobind"),
+    ],
+)
+def test_threads_are_bound_where_vllm_would_refuse_or_starve(
+    cpus: int, arguments: tuple[str, ...], binding: str | None
+) -> None:
+    made = plan(machine(cpus=tuple(range(cpus)), cores=cpus), SMALL, *arguments)
+    assert made.environment.get("VLLM_CPU_OMP_THREADS_BIND") == binding
+
+
+def test_a_persons_thread_binding_stays() -> None:
+    made = plan(machine(cpus=(0, 1)), environ={"VLLM_CPU_OMP_THREADS_BIND": "0-1"})
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in made.environment
+
+
+def test_without_a_compiler_nothing_is_compiled_and_that_is_said() -> None:
+    made = plan(machine(compiler=False))
+    assert "--enforce-eager" in made.argv
+    assert any("no C++ compiler" in note for note in made.notes)
+
+
+def test_an_allow_list_without_the_plugin_is_refused() -> None:
+    with pytest.raises(LaunchError, match="VLLM_PLUGINS: 'other' leaves 'kimi_serve' out"):
+        plan(machine(), environ={"VLLM_PLUGINS": "other"})
+
+
+def test_an_allow_list_with_the_plugin_is_left_alone() -> None:
+    assert "VLLM_PLUGINS" not in plan(machine(), environ={"VLLM_PLUGINS": "other,kimi_serve"}).environment
+
+
+def test_on_gpus_vllm_sizes_the_context_itself() -> None:
+    here = machine(engine="gpu", gpus=(Gpu("H100", 80 << 30),))
+    made = plan(here, LARGE)
+    assert chosen(made) == {"--max-model-len": "auto", "--max-num-batched-tokens": "8192"}
+    assert "LD_PRELOAD" not in made.environment
+    assert made.notes == ()
+
+
+def test_on_a_gpu_that_is_too_small_the_way_out_is_named() -> None:
+    made = plan(machine(engine="gpu", gpus=(Gpu("L4", 24 << 30),)), LARGE)
+    assert any("--tensor-parallel-size" in note for note in made.notes)
