@@ -229,7 +229,7 @@ def _arguments(arguments: object) -> object:
         return {} if arguments is None else arguments
     try:
         return json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
 
 
@@ -250,7 +250,7 @@ def _function(holder: object, where: str) -> Mapping[str, object]:
 def _json(value: object, where: str) -> str:
     try:
         return json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ChatError(f"{where}: cannot be written as JSON: {error}") from error
 
 

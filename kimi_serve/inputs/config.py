@@ -49,6 +49,9 @@ class TextConfig:
     routed_scaling_factor: float
     norm_topk_prob: bool
     topk_method: TopkMethod
+    scoring_func: Literal["sigmoid"]
+    n_group: Literal[1]
+    topk_group: Literal[1]
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
@@ -81,6 +84,9 @@ class TextConfig:
             routed_scaling_factor=fields.positive("routed_scaling_factor"),
             norm_topk_prob=fields.boolean("norm_topk_prob", absent=True),
             topk_method=cast(TopkMethod, fields.one_of("topk_method", ("noaux_tc", "greedy"), absent="noaux_tc")),
+            scoring_func="sigmoid",
+            n_group=1,
+            topk_group=1,
             bos_token_id=fields.optional_integer("bos_token_id", at_most=vocab - 1),
             eos_token_id=fields.optional_integer("eos_token_id", at_most=vocab - 1),
             pad_token_id=fields.optional_integer("pad_token_id", at_most=vocab - 1),
@@ -89,6 +95,10 @@ class TextConfig:
     @property
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer is a mixture of experts."""
+        return layer >= self.first_k_dense_replace
 
 
 def _refuse_unsupported_text(fields: Fields) -> None:
@@ -127,13 +137,11 @@ class VisionConfig:
     num_attention_heads: int
     init_pos_emb_height: int
     init_pos_emb_width: int
-    merge_height: int
-    merge_width: int
+    merge_kernel_size: tuple[int, int]  # patches down and across that one token is made of
 
     @classmethod
     def parse(cls, fields: Fields) -> Self:
         fields.only("model_type", "moonvit", absent="moonvit")
-        merge_height, merge_width = fields.pair("merge_kernel_size", absent=(2, 2))
         heads = fields.integer("num_attention_heads", at_least=1, absent=16)
         return cls(
             patch_size=fields.integer("patch_size", at_least=1, absent=14),
@@ -144,18 +152,12 @@ class VisionConfig:
             num_attention_heads=heads,
             init_pos_emb_height=fields.integer("init_pos_emb_height", at_least=1, absent=64),
             init_pos_emb_width=fields.integer("init_pos_emb_width", at_least=1, absent=64),
-            merge_height=merge_height,
-            merge_width=merge_width,
+            merge_kernel_size=fields.pair("merge_kernel_size", absent=(2, 2)),
         )
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def merged_patches(self) -> int:
-        """Patches that one token is made of."""
-        return self.merge_height * self.merge_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +278,8 @@ def _check_agreement(vision: VisionConfig, geometry: Geometry) -> None:
         ("patch_size", vision.patch_size, geometry.patch_size),
         (
             "merge_kernel_size",
-            [vision.merge_height, vision.merge_width],
-            [geometry.merge_height, geometry.merge_width],
+            vision.merge_kernel_size,
+            (geometry.merge_height, geometry.merge_width),
         ),
     ):
         if tower != images:

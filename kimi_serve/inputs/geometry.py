@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from kimi_serve.errors import ConfigError, ImageError
+from kimi_serve.inputs.fields import Fields
 
 # The vision tower's 2-D rotary table has 512 x 512 positions, and the published processor refuses a side of 512.
 SIDE_LIMIT = 512  # patches
@@ -31,38 +32,32 @@ class Geometry:
     to whole tokens of merge_height x merge_width patches. Never scaled up.
     """
 
-    patch_size: int = 14  # pixels
-    merge_height: int = 2  # patches
-    merge_width: int = 2
-    in_token_limit: int = 4096  # patches before merging, in spite of the name that checkpoints give it
-    pad_input: bool = True
+    patch_size: int  # pixels
+    merge_height: int  # patches
+    merge_width: int
+    in_token_limit: int  # patches before merging, in spite of the name that checkpoints give it
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "merge_height", "merge_width", "in_token_limit"):
+        limits = {"patch_size": None, "merge_height": SIDE_LIMIT - 1, "merge_width": SIDE_LIMIT - 1}
+        for name, limit in (limits | {"in_token_limit": None}).items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: {value!r} is not supported; use a whole number of at least 1")
-        for name in ("merge_height", "merge_width"):
-            if getattr(self, name) >= SIDE_LIMIT:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not supported; use less than {SIDE_LIMIT}")
-        # Without padding the published code crops to whole patches, and an odd number of them cannot be merged.
-        if self.pad_input is not True:
-            raise ConfigError(f"pad_input: {self.pad_input!r} is not supported; supported: true")
+            if value < 1 or (limit is not None and value > limit):
+                upper = f" and at most {limit}" if limit is not None else ""
+                raise ConfigError(f"{name}: {value} is not supported; expected at least 1{upper}")
 
     @classmethod
     def from_preprocessor_config(cls, raw: Mapping[str, object]) -> Self:
         """Read preprocessor_config.json. An absent key has the default of the published processor *class*."""
-        merge = raw.get("merge_kernel_size", (2, 2))
-        if not isinstance(merge, (list, tuple)) or len(merge) != 2:
-            raise ConfigError(f"merge_kernel_size: {merge!r} is not supported; use two whole numbers, like [2, 2]")
-        settings = {
-            "patch_size": raw.get("patch_size", 14),
-            "merge_height": merge[0],
-            "merge_width": merge[1],
-            "in_token_limit": raw.get("in_token_limit", 4096),
-            "pad_input": raw.get("pad_input", False),
-        }
-        return cls(**settings)  # __post_init__ checks what the file holds
+        fields = Fields("preprocessor_config.json", raw)
+        # Without padding the published code crops to whole patches, and an odd number of them cannot be merged.
+        fields.only("pad_input", True, absent=False)
+        merge_height, merge_width = fields.pair("merge_kernel_size", absent=(2, 2))
+        return cls(
+            patch_size=fields.integer("patch_size", at_least=1, absent=14),
+            merge_height=merge_height,
+            merge_width=merge_width,
+            in_token_limit=fields.integer("in_token_limit", at_least=1, absent=4096),
+        )
 
     @property
     def token_width(self) -> int:
