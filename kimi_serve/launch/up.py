@@ -25,7 +25,8 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 NANO_NOTE = """\
 kimi-vl-nano is a very small Kimi-VL, trained on synthetic pictures to show that everything works. It reads printed
 words and numbers, names colours and shapes, counts, and points, on pictures like those it was trained on. It is
-NOT Kimi-VL: on photographs and open questions it is wrong most of the time. For real answers: kimi-serve up DIRECTORY_OF_KIMI_VL"""
+NOT Kimi-VL: on photographs and open questions it is wrong most of the time. For real answers:
+kimi-serve up DIRECTORY_OF_KIMI_VL"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ def curl(url: str, model: str, *, needs_key: bool) -> str:
     before, _, after = body.partition("PICTURE")
     picture = f'"$(base64 -w0 {shlex.quote(str(SAMPLE))})"'
     headers = "-H 'Content-Type: application/json'" + (' -H "Authorization: Bearer $VLLM_API_KEY"' if needs_key else "")
-    return f"curl -s {url}/v1/chat/completions {headers} -d '{before}'{picture}'{after}'"
+    data = shlex.quote(before) + picture + shlex.quote(after)
+    return f"curl -s {url}/v1/chat/completions {headers} -d {data}"
 
 
 def _catch_signals() -> threading.Event:

@@ -1,7 +1,7 @@
 """Stands in for `vllm serve`: logs as vLLM does, has a child process, answers /health and /v1/models. No model.
 
-FAKE_VLLM chooses how it goes wrong: `dies` while loading, `hangs` (never answers, ignores SIGTERM), `crashes` (once it
-has answered /v1/models).
+FAKE_VLLM chooses how it goes wrong: `dies` while loading, `silent` (never answers), `stubborn` (nor does it end when
+asked to), `crashes` (once it has answered /v1/models).
 """
 
 import json
@@ -13,7 +13,8 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 MODE = os.environ.get("FAKE_VLLM", "")
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+CHILD = "import time; time.sleep(600)"
+STUBBORN_CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,12 +38,13 @@ def flag(name: str, default: str) -> str:
 def main() -> None:
     print("INFO vLLM API server version 0.32.0, non-default args: {}", flush=True)
     print("INFO Initializing a V1 LLM engine (v0.32.0)", flush=True)
-    subprocess.Popen([sys.executable, "-c", STUBBORN])  # an engine process that ignores a polite request
+    subprocess.Popen([sys.executable, "-c", STUBBORN_CHILD if MODE == "stubborn" else CHILD])  # the engine process
     print("Loading safetensors checkpoint shards:  50% Completed | 1/2", flush=True)
     if MODE == "dies":
         sys.exit("ValueError: the fake engine ran out of everything")
-    if MODE == "hangs":
+    if MODE == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if MODE in ("silent", "stubborn"):
         time.sleep(600)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     time.sleep(0.5)

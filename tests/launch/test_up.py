@@ -1,5 +1,7 @@
 """`kimi-serve up` from start to stop, in real processes and on real sockets; only vLLM is a stand-in."""
 
+import base64
+import json
 import os
 import signal
 import socket
@@ -76,7 +78,7 @@ def test_a_signal_while_loading_stops_an_engine_that_ignores_it(
     checkpoint: Path, vllm: Path, port: int, tmp_path: Path
 ) -> None:
     mark = f"mark-of-{tmp_path.name}-{port}"
-    with running(checkpoint, "--vllm", vllm, "--port", port, mode="hangs", MARK=mark) as process:
+    with running(checkpoint, "--vllm", vllm, "--port", port, mode="stubborn", MARK=mark) as process:
         assert process.stderr is not None
         assert any("loading weights" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
@@ -104,7 +106,7 @@ def test_an_engine_that_crashes_while_serving_ends_the_supervisor(checkpoint: Pa
 
 
 def test_an_engine_that_never_answers_is_stopped_after_the_timeout(checkpoint: Path, vllm: Path, port: int) -> None:
-    with running(checkpoint, "--vllm", vllm, "--port", port, "--timeout", 1, mode="hangs") as process:
+    with running(checkpoint, "--vllm", vllm, "--port", port, "--timeout", 1, mode="silent") as process:
         _, errors = process.communicate(timeout=START_TIMEOUT)
     assert process.returncode == 1
     assert "did not answer within 1 s (--timeout)" in errors
@@ -131,7 +133,14 @@ def test_the_engines_output_goes_to_the_log(checkpoint: Path, vllm: Path, port: 
     assert "Initializing a V1 LLM engine" in log.read_text()
 
 
-def test_the_curl_line_is_one_command_for_a_shell(tmp_path: Path) -> None:
+def test_the_curl_line_is_one_command_that_sends_the_sample_picture() -> None:
     line = up.curl("http://127.0.0.1:1", "it's", needs_key=True).replace("curl -s", "printf '%s\\n'", 1)
-    shown = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True, env={"VLLM_API_KEY": "k"})
-    assert "Authorization: Bearer k" in shown.stdout
+    environ = {**os.environ, "VLLM_API_KEY": "key"}
+    *others, body = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, check=True, env=environ
+    ).stdout.splitlines()
+    assert "Authorization: Bearer key" in others
+    request = json.loads(body)
+    assert request["model"] == "it's"
+    picture = request["messages"][0]["content"][0]["image_url"]["url"].removeprefix("data:image/png;base64,")
+    assert base64.b64decode(picture) == up.SAMPLE.read_bytes()
