@@ -148,9 +148,7 @@ class IncrementalDecoder:
 
     def flush(self) -> str:
         """Return what is held back, as U+FFFD, and start anew."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        return self._utf8.decode(b"", final=True)
 
 
 def _pieces(text: str) -> Iterator[str]:

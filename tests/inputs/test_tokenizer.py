@@ -43,6 +43,13 @@ def test_long_text_is_cut_where_the_published_tokenizer_cuts(case, whole):
     assert whole.decode(ids) == text
 
 
+def test_run_of_exactly_the_longest_length_is_not_cut_from_what_follows(tokenizer):
+    word = tokenizer.encode(" word")
+    assert word != tokenizer.encode(" ") + tokenizer.encode("word")
+    assert tokenizer.encode(" " * 25_000 + "word")[-len(word) :] == word
+    assert tokenizer.encode(" " * 25_001 + "word")[-len(word) :] == word
+
+
 @pytest.mark.parametrize("case", CASES["decode_cases"], ids=lambda case: str(case["ids"])[:40])
 def test_ids_decode_with_replacement(case, whole):
     assert whole.decode(case["ids"]) == case["text"]
