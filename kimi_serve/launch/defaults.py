@@ -12,6 +12,7 @@ from kimi_serve.launch.machine import Machine
 GIB = 1 << 30
 MIB = 1 << 20
 PLUGIN = "kimi_serve"
+VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
 # Without AMX, vLLM runs MLA on its reference backend: no chunked prefill, so one step takes a whole prompt.
 UNCHUNKED_MODEL_LEN = 16_384
@@ -134,6 +135,8 @@ def _step_tokens(machine: Machine, footprint: Footprint, model_len: int) -> int:
 
 def _cpu_environment(said: dict[str, str], environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
     environment = _preload(environ, machine)
+    if not machine.knows_vllm:
+        environment["PYTHONPATH"] = ":".join([str(VLLM_NAME), *filter(None, [environ.get("PYTHONPATH")])])
     if "VLLM_CPU_OMP_THREADS_BIND" not in environ and (binding := _binding(said, machine)):
         environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
     return environment

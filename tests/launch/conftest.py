@@ -44,6 +44,7 @@ def machine(**changes: object) -> Machine:
     """A CPU machine of 8 cores and 32 GiB, with AMX, a compiler and nothing to preload."""
     values: dict[str, object] = {
         "engine": "cpu",
+        "knows_vllm": True,
         "cpus": tuple(range(8)),
         "cores": 8,
         "numa_nodes": 1,

@@ -38,15 +38,22 @@ def flag(name: str, default: str) -> str:
 def main() -> None:
     print("INFO vLLM API server version 0.32.0, non-default args: {}", flush=True)
     print("INFO Initializing a V1 LLM engine (v0.32.0)", flush=True)
-    subprocess.Popen([sys.executable, "-c", STUBBORN_CHILD if MODE == "stubborn" else CHILD])  # the engine process
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN_CHILD if MODE == "stubborn" else CHILD]
+    )  # the engine process
     print("Loading safetensors checkpoint shards:  50% Completed | 1/2", flush=True)
     if MODE == "dies":
         sys.exit("ValueError: the fake engine ran out of everything")
+
+    def end(*_: object) -> None:
+        child.terminate()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     if MODE == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if MODE in ("silent", "stubborn"):
         time.sleep(600)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     time.sleep(0.5)
     HTTPServer((flag("--host", "127.0.0.1"), int(flag("--port", "8000"))), Handler).serve_forever()
 

