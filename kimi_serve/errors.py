@@ -8,8 +8,8 @@ KimiServeError
     ChatError        a conversation cannot be rendered
     LaunchError      an engine cannot be started on this machine, or stopped while it was supervised
 
-All but the root and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only know the standard
-library (vLLM's request validation) answer 400 to those.
+All but the root and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only know the
+standard library (vLLM's request validation) answer 400 to those.
 """
 
 

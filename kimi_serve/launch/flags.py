@@ -27,10 +27,10 @@ def given(arguments: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def number(flags: dict[str, str], name: str, default: int) -> int:
-    """A flag's integer, as vLLM reads it (8192, 8k = 8000, 8K = 8192); the default where it is absent or a word."""
+def number(flags: dict[str, str], name: str) -> int | None:
+    """A flag's integer, as vLLM reads it (8192, 8k = 8000, 8K = 8192); None where it is absent, a word or negative."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", flags.get(name, ""))
-    return int(float(match[1]) * _MULTIPLES[match[2]]) if match else default
+    return int(float(match[1]) * _MULTIPLES[match[2]]) if match else None
 
 
 def _canonical(name: str) -> str:

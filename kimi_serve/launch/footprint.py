@@ -12,7 +12,8 @@ BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "kimi-vl-nano"
 @dataclass(frozen=True, slots=True)
 class Footprint:
     weights: int  # bytes, as stored
-    cache_per_token: int  # bytes of bfloat16 MLA cache, all layers
+    latent_per_token: int  # bytes of bfloat16 cache in all layers, where MLA kernels run
+    expanded_per_token: int  # bytes where they do not: keys and values of every head
     max_positions: int
     max_image_tokens: int  # the largest image the checkpoint accepts
 
@@ -25,7 +26,8 @@ def read(directory: Path) -> Footprint:
         raise CheckpointError(f"{directory}: holds no *.safetensors file")
     return Footprint(
         weights=weights,
-        cache_per_token=2 * text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim),
+        latent_per_token=2 * text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim),
+        expanded_per_token=2 * text.num_hidden_layers * 2 * text.num_attention_heads * text.qk_head_dim,
         max_positions=text.max_position_embeddings,
         max_image_tokens=checkpoint.image.geometry.max_tokens(),
     )

@@ -13,8 +13,8 @@ from kimi_serve.launch.machine import Gpu, Machine
 from tests.launch.conftest import machine
 
 AVX2 = frozenset({"avx2"})
-SMALL = Footprint(weights=20 << 20, cache_per_token=6 * 576 * 2, max_positions=131_072, max_image_tokens=1_369)
-LARGE = Footprint(weights=33 << 30, cache_per_token=27 * 576 * 2, max_positions=131_072, max_image_tokens=4_446)
+SMALL = Footprint(20 << 20, 2 * 6 * 576, 2 * 6 * 2 * 4 * 192, max_positions=131_072, max_image_tokens=1_338)
+LARGE = Footprint(33 << 30, 2 * 27 * 576, 2 * 27 * 2 * 16 * 192, max_positions=131_072, max_image_tokens=4_464)
 
 
 def plan(
@@ -61,21 +61,29 @@ def test_with_amx_the_whole_context_is_served_and_the_largest_image_fits_one_chu
     assert int(made["--max-num-batched-tokens"]) >= LARGE.max_image_tokens
 
 
-def test_without_amx_one_step_holds_the_longest_prompt() -> None:
-    made = chosen(plan(machine(isa=AVX2)))
-    assert made["--max-model-len"] == "16384"
-    assert made["--max-num-batched-tokens"] == "16384"
+def test_without_amx_keys_and_values_are_expanded_so_that_prefill_stays_chunked() -> None:
+    made = plan(machine(isa=AVX2))
+    assert made.environment["VLLM_MLA_DISABLE"] == "1"
+    assert chosen(made)["--max-model-len"] == "32768"
+    assert chosen(made)["--max-num-batched-tokens"] == "2048"
+    assert int(chosen(made)["--kv-cache-memory-bytes"]) >= 32_768 * SMALL.expanded_per_token
+    assert "VLLM_MLA_DISABLE" not in plan(machine()).environment
 
 
-def test_without_amx_the_step_follows_the_context_that_a_person_asked_for() -> None:
-    assert chosen(plan(machine(isa=AVX2), SMALL, "--max-model-len", "32k"))["--max-num-batched-tokens"] == "32000"
+def test_who_asks_for_the_reference_backend_gets_steps_that_hold_a_whole_prompt() -> None:
+    reference = {"VLLM_MLA_DISABLE": "0"}
+    made = plan(machine(isa=AVX2), environ=reference)
+    assert "VLLM_MLA_DISABLE" not in made.environment
+    assert chosen(made)["--max-num-batched-tokens"] == chosen(made)["--max-model-len"] == "16384"
+    longer = plan(machine(isa=AVX2), SMALL, "--max-model-len", "32k", environ=reference)
+    assert chosen(longer)["--max-num-batched-tokens"] == "32000"
 
 
 def test_the_context_shrinks_to_what_memory_holds_and_says_so() -> None:
     made = plan(machine(memory_available=41 << 30), LARGE)
     length = int(chosen(made)["--max-model-len"])
     assert 2_048 <= length < 131_072
-    assert int(chosen(made)["--kv-cache-memory-bytes"]) >= length * LARGE.cache_per_token - (1 << 20)
+    assert int(chosen(made)["--kv-cache-memory-bytes"]) >= length * LARGE.latent_per_token - (1 << 20)
     assert any(f"context is {length} of the model's 131072" in note for note in made.notes)
 
 
@@ -94,7 +102,8 @@ def test_who_sets_the_cache_is_not_overruled(arguments: tuple[str, ...], environ
 
 
 def test_float32_needs_twice_the_cache() -> None:
-    narrow, wide = (chosen(plan(machine(), SMALL, "--dtype", dtype)) for dtype in ("bfloat16", "float32"))
+    here = machine(memory_available=128 << 30)
+    narrow, wide = (chosen(plan(here, SMALL, "--dtype", dtype)) for dtype in ("bfloat16", "float32"))
     assert int(wide["--kv-cache-memory-bytes"]) > 1.9 * int(narrow["--kv-cache-memory-bytes"])
 
 
