@@ -18,11 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kimi_serve.errors import ChatError
+from kimi_serve.inputs.thoughts import CLOSE, OPEN
 from kimi_serve.inputs.tokenizer import Tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant"
-THINK_START = "◁think▷"
-THINK_END = "◁/think▷"
 TOOLS_INTRODUCTION = (
     "You can call the functions below, each described by one line of JSON. To call functions, answer with one line of "
     'JSON per call and nothing else: {"name": <function name>, "arguments": <object>}\n'
@@ -188,9 +187,9 @@ def _part(part: object, where: str) -> str | _Image:
 
 
 def _without_thoughts(items: list[str | _Image]) -> list[str | _Image]:
-    """Drop text up to and including the last THINK_END, which may span parts; images stay, as they are counted."""
+    """Drop text up to and including the last CLOSE, which may span parts; images stay, as they are counted."""
     text = "".join(item for item in items if isinstance(item, str))
-    dropped = text.rfind(THINK_END) + len(THINK_END) if THINK_END in text else 0
+    dropped = text.rfind(CLOSE) + len(CLOSE) if CLOSE in text else 0
     kept: list[str | _Image] = []
     for item in items:
         if isinstance(item, str):
@@ -205,7 +204,7 @@ def _reasoning(message: Message, index: int) -> str:
         if reasoning is not None and not isinstance(reasoning, str):
             raise ChatError(f"messages[{index}].{key}: {type(reasoning).__name__} is not supported; expected a string")
         if reasoning:
-            return f"{THINK_START}{reasoning}{THINK_END}"
+            return f"{OPEN}{reasoning}{CLOSE}"
     return ""
 
 

@@ -1,0 +1,1 @@
+"""What the engine runs: Kimi-VL on vLLM's layers. The only package that imports vLLM."""
