@@ -1,6 +1,7 @@
 """The command line as a person meets it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 from kimi_serve import cli
 
-GOLDEN = Path(__file__).parent / "golden" / "checkpoint"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "checkpoint"
 
 
 @pytest.fixture
@@ -71,3 +73,16 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
 def test_an_option_that_doctor_does_not_know_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--jsno"]) == 1
     assert "--jsno" in capsys.readouterr().err
+
+
+def test_the_readme_names_every_verb() -> None:
+    verbs = cli.build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    assert verbs is not None
+    assert [verb for verb in verbs if f"kimi-serve {verb}" not in (ROOT / "README.md").read_text()] == []
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets is not None
+    assert {line.split()[1] for line in listed.splitlines()} == set(targets[1].split())
