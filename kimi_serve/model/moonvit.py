@@ -15,7 +15,7 @@ from kimi_serve.inputs.geometry import Grid
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's default, which the published tower uses without naming it
 ROPE_THETA = 10000.0  # a constant of the published tower: no checkpoint file states it
-POSITION_CACHE_ENTRIES = 64  # distinct grids whose interpolated table is kept; documents repeat a handful
+POSITION_CACHE_PATCHES = 16_384  # kept stretched tables: 75 MB at the published width, enough for many small images
 
 
 class PatchEmbedding(nn.Module):
@@ -61,11 +61,13 @@ class PositionTable(nn.Module):
         return torch.cat([self._for_grid(grid) for grid in grids])  # (sum(h*w), hidden) float32
 
     def _for_grid(self, grid: Grid) -> torch.Tensor:
-        if grid not in self._stretched:
-            if len(self._stretched) >= POSITION_CACHE_ENTRIES:
-                self._stretched.pop(next(iter(self._stretched)))  # the oldest
-            self._stretched[grid] = self._stretch(grid)
-        return self._stretched[grid]
+        if grid in self._stretched:
+            return self._stretched[grid]
+        stretched = self._stretch(grid)
+        self._stretched[grid] = stretched
+        while sum(kept.num_patches for kept in self._stretched) > POSITION_CACHE_PATCHES:
+            self._stretched.pop(next(iter(self._stretched)))  # the oldest, or this one where it alone is too large
+        return stretched
 
     def _stretch(self, grid: Grid) -> torch.Tensor:
         table = self.weight.float()
@@ -109,7 +111,7 @@ class Packing:
     """Where each image lies in the packed sequence, and its rotary angles: computed once, used by every block."""
 
     def __init__(self, grids: Sequence[Grid], head_dim: int, device: torch.device) -> None:
-        lengths = torch.tensor([grid.height * grid.width for grid in grids], dtype=torch.int32)
+        lengths = torch.tensor([grid.num_patches for grid in grids], dtype=torch.int32)
         self.cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
         self.max_seqlen = lengths.max()  # on the host: attention kernels take it as an integer
         self.cos, self.sin = rope_2d(grids, head_dim, device)
@@ -242,7 +244,7 @@ class MoonViT(nn.Module):
     def merge(self, x: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
         """(sum(h*w), hidden) -> (sum(h*w)/merge, merge, hidden): tokens in raster order, sub-patches row by row."""
         kh, kw = self.merge_kernel_size
-        lengths = [grid.height * grid.width for grid in grids]
+        lengths = [grid.num_patches for grid in grids]
         merged = []
         for part, grid in zip(x.split(lengths), grids, strict=True):
             cells = part.view(grid.height // kh, kh, grid.width // kw, kw, -1)
