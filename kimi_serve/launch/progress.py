@@ -33,11 +33,12 @@ class Progress:
 
     def tick(self) -> None:
         self._read()
+        phase = self.phase.partition(" (")[0]  # a percentage is for a terminal only
         if self.out.isatty():
             self.out.write(f"\r\033[K[{self.elapsed:4.0f} s] {self.phase}")
-        elif self.phase != self._shown:
-            self.out.write(f"[{self.elapsed:4.0f} s] {self.phase}\n")
-        self._shown = self.phase
+        elif phase != self._shown:
+            self.out.write(f"[{self.elapsed:4.0f} s] {phase}\n")
+        self._shown = phase
         self.out.flush()
 
     def close(self) -> None:
@@ -60,7 +61,7 @@ class Progress:
 
 def phase_of(line: str) -> str | None:
     if shards := SHARDS.search(line):
-        return f"loading weights ({shards[1]} %)" if sys.stderr.isatty() else "loading weights"
+        return f"loading weights ({shards[1]} %)"
     return next((phase for pattern, phase in reversed(PHASES) if pattern.search(line)), None)
 
 

@@ -17,7 +17,7 @@ from kimi_serve.launch.progress import Progress, last_lines, phase_of
             "starting the engine process",
         ),
         ("(Worker pid=3) INFO [gpu_model_runner.py] Starting to load model /x...", "loading weights"),
-        ("Loading safetensors checkpoint shards:  50% Completed | 1/2", "loading weights"),
+        ("Loading safetensors checkpoint shards:  50% Completed | 1/2", "loading weights (50 %)"),
         ("(Worker pid=3) INFO Warming up model for the compilation...", "compiling for this machine"),
         ("(APIServer pid=1) INFO:     Application startup complete.", "opening the port"),
         ("something else", None),
