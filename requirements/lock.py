@@ -34,8 +34,11 @@ def main() -> None:
     args = parser.parse_args()
     report = resolve(wanted(), torch_index=args.torch_index, keep=LOCK if LOCK.exists() and not args.upgrade else None)
     lines = sorted(pin(item) for item in report["install"] if name_of(item) not in LEFT_OUT)
-    LOCK.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages")
+    text = HEADER + "\n".join(lines) + "\n"
+    changed = not LOCK.exists() or LOCK.read_text(encoding="utf-8") != text
+    if changed:  # make installs a lock again when it is newer than the environment
+        LOCK.write_text(text, encoding="utf-8")
+    print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages, {'changed' if changed else 'as before'}")
 
 
 def wanted() -> list[str]:
