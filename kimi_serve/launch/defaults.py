@@ -13,6 +13,8 @@ PLUGIN = "kimi_serve"
 VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
 SMALL_MACHINE_CPUS = 4
+# Compiling takes about a minute whatever the size, and a model this small would not earn it back in an hour.
+SMALL_MODEL = sizes.GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,9 @@ def _cpu_flags(
     chosen = {"--max-num-seqs": str(min(64, max(8, 8 * machine.cores)))}
     notes = []
     if not machine.compiler:
-        chosen["--enforce-eager"] = ""
         notes.append("no C++ compiler found: torch.compile is off, and answers are slower")
+    if not machine.compiler or (footprint and footprint.weights < SMALL_MODEL):
+        chosen["--enforce-eager"] = ""
     if footprint is None:
         return chosen, notes
     cache_is_set = "--kv-cache-memory-bytes" in said or "VLLM_CPU_KVCACHE_SPACE" in environ

@@ -164,9 +164,14 @@ def test_a_persons_thread_binding_stays() -> None:
 
 
 def test_without_a_compiler_nothing_is_compiled_and_that_is_said() -> None:
-    made = plan(machine(compiler=False))
+    made = plan(machine(compiler=False, memory_available=64 << 30), LARGE)
     assert "--enforce-eager" in made.argv
     assert any("no C++ compiler" in note for note in made.notes)
+
+
+def test_a_small_model_is_not_worth_a_minute_of_compilation() -> None:
+    assert "--enforce-eager" in plan(machine(), SMALL).argv
+    assert "--enforce-eager" not in plan(machine(memory_available=64 << 30), LARGE).argv
 
 
 def test_an_allow_list_without_the_plugin_is_refused() -> None:
