@@ -49,6 +49,10 @@ class Machine:
     def has_amx(self) -> bool:
         return "amx_tile" in self.isa and "amx_bf16" in self.isa
 
+    @property
+    def has_bfloat16(self) -> bool:
+        return "avx512_bf16" in self.isa or self.has_amx or platform.machine() != "x86_64"
+
 
 def read() -> Machine:
     cpus = tuple(sorted(os.sched_getaffinity(0)))

@@ -174,6 +174,14 @@ def test_a_small_model_is_not_worth_a_minute_of_compilation() -> None:
     assert "--enforce-eager" not in plan(machine(memory_available=64 << 30), LARGE).argv
 
 
+def test_without_bfloat16_instructions_a_small_model_runs_in_float32() -> None:
+    old = machine(isa=AVX2, memory_available=128 << 30)
+    assert chosen(plan(old, SMALL))["--dtype"] == "float32"
+    assert chosen(plan(old, SMALL, "--dtype", "bfloat16"))["--dtype"] == "bfloat16"
+    assert "--dtype" not in plan(old, LARGE).argv
+    assert "--dtype" not in plan(machine(), SMALL).argv
+
+
 def test_an_allow_list_without_the_plugin_is_refused() -> None:
     with pytest.raises(LaunchError, match="VLLM_PLUGINS: 'other' leaves 'kimi_serve' out"):
         plan(machine(), environ={"VLLM_PLUGINS": "other"})
