@@ -9,12 +9,14 @@ from kimi_serve.launch.machine import Gpu
 from tests.launch.conftest import machine
 
 
+@pytest.mark.slow
 def test_vllm_would_load_the_class_of_this_package() -> None:
     check = doctor.check_class_in_use()
     assert check.ok, check.found
     assert check.found == "kimi_serve.model.kimi_vl.KimiVLForConditionalGeneration"
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_not_allowed_leaves_another_class_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "none-of-ours")
     check = doctor.check_class_in_use()

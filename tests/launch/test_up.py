@@ -74,6 +74,7 @@ def test_a_signal_leaves_no_process_and_a_free_port(
     up.require_free("127.0.0.1", port)
 
 
+@pytest.mark.slow
 def test_a_signal_while_loading_stops_an_engine_that_ignores_it(
     checkpoint: Path, vllm: Path, port: int, tmp_path: Path
 ) -> None:
