@@ -26,7 +26,15 @@ MEDIA_IO = {"image": {"image_mode": None}}
 
 OPTIONS = ("add_generation_prompt", "continue_final_message", "keep_thoughts", "tools")
 # Set by vLLM or its clients for templates in general, with no meaning for this one.
-IGNORED = ("return_dict", "tokenize", "documents", "reasoning_effort", "chat_template")
+IGNORED = (
+    "return_dict",
+    "tokenize",
+    "documents",
+    "reasoning_effort",
+    "enable_thinking",
+    "cohere_format",
+    "chat_template",
+)
 
 
 class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
