@@ -4,9 +4,12 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.tokenizers import cached_tokenizer_from_config
 
 from kimi_serve.inputs.config import parse_image_config, parse_model_config
 from kimi_serve.inputs.variants import Variant, identify
+from kimi_serve.model import stops
+from kimi_serve.model.tokenizer import KimiVLTokenizer
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -39,6 +42,7 @@ class KimiVLDefaults(VerifyAndUpdateConfig):
         if not reasoning.reasoning_parser:
             reasoning.reasoning_parser = REASONING_PARSERS[variant.thinks]
         _default_temperature(model_config, variant)
+        _stop_at_both(model_config)
         logger.info(
             "Kimi-VL %s: reasoning parser %r, images up to %d patches before merging",
             variant.name,
@@ -63,3 +67,11 @@ def _default_temperature(model_config: "ModelConfig", variant: Variant) -> None:
         return
     if "temperature" not in model_config.try_get_generation_config():
         model_config.override_generation_config["temperature"] = variant.temperature
+
+
+def _stop_at_both(model_config: "ModelConfig") -> None:
+    tokenizer = cached_tokenizer_from_config(model_config)
+    if isinstance(tokenizer, KimiVLTokenizer) and stops.complete(
+        model_config, tokenizer.native, tokenizer.eos_token_id
+    ):
+        logger.info("Kimi-VL: generation_config.json does not name both stop tokens; [EOS] and <|im_end|> hold")

@@ -12,6 +12,7 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import sequence_parallel_chunk
 
 from kimi_serve.inputs.config import TextConfig
+from kimi_serve.model.local_experts import LocalRouting, needs_local_ids
 
 
 class DenseMLP(nn.Module):
@@ -88,6 +89,11 @@ class SparseMLP(nn.Module):
             reduce_results=False,  # vLLM's MoE runner adds and reduces once
             replicate=self.sequence_parallel,
         )
+        routing = (
+            LocalRouting(self.gate.e_score_correction_bias, lambda: self.experts.expert_map)
+            if needs_local_ids(parallel, quant)
+            else None
+        )
         self.experts = FusedMoEFactory(
             shared_experts=self.shared_experts,
             gate=self.gate,
@@ -97,7 +103,8 @@ class SparseMLP(nn.Module):
             intermediate_size=text.moe_intermediate_size,
             renormalize=text.norm_topk_prob,
             quant_config=quant,
-            use_grouped_topk=True,
+            custom_routing_function=routing,
+            use_grouped_topk=routing is None,
             num_expert_group=text.n_group,
             topk_group=text.topk_group,
             prefix=f"{prefix}.experts",

@@ -3,7 +3,6 @@
 Only a subclass of Transformers' fast class gets vLLM's compiled detokenizer and every structured-output backend.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from vllm.transformers_utils.repo_utils import get_non_weight_snapshot_path
 
-from kimi_serve.inputs.config import parse_generation_config
 from kimi_serve.inputs.tokenizer import Tokenizer
+from kimi_serve.model import stops
 
 
 class KimiVLTokenizer(PreTrainedTokenizerFast):
@@ -52,7 +51,7 @@ class KimiVLTokenizer(PreTrainedTokenizerFast):
         native = Tokenizer.from_directory(directory)
         return cls(
             native,
-            eos_token=_primary_stop(directory, native),
+            eos_token=stops.primary(directory, native),
             name_or_path=str(path_or_repo_id),
             truncation_side=truncation_side,
         )
@@ -113,16 +112,6 @@ class KimiVLTokenizer(PreTrainedTokenizerFast):
     def _decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **kwargs: object) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         return self.native.decode(ids, skip_special=skip_special_tokens)
-
-
-def _primary_stop(directory: Path, native: Tokenizer) -> str:
-    """The one of [EOS] and <|im_end|> that generation_config.json leaves out: vLLM adds the file's to the tokenizer's.
-
-    <|im_end|> where it leaves out neither. config.json names only [EOS], which is not what ends a turn.
-    """
-    file = directory / "generation_config.json"
-    stated = parse_generation_config(json.loads(file.read_text("utf-8"))).eos_token_ids if file.exists() else ()
-    return "[EOS]" if stated and native.special_id("[EOS]") not in stated else "<|im_end|>"
 
 
 def _compiled(native: Tokenizer) -> CompiledTokenizer:
