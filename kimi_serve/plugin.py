@@ -5,7 +5,7 @@ MODEL = "kimi_serve.model.kimi_vl:KimiVLForConditionalGeneration"
 
 
 def register() -> None:
-    """Make vLLM use our model, tokenizer, renderer, defaults and reasoning parsers for Kimi-VL. May be called again.
+    """Make vLLM use our model, tokenizer, renderer, defaults and parsers for Kimi-VL. May be called again.
 
     vLLM runs this in every process and lets what it raises end the process: a broken installation stops here instead of
     serving vLLM's own class of the same architecture name.
@@ -15,6 +15,7 @@ def register() -> None:
     from vllm.reasoning import ReasoningParserManager
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
+    from vllm.tool_parsers import ToolParserManager
 
     from kimi_serve.model.defaults import MODE, MODE_WHEN_TOLD, KimiVLDefaults
 
@@ -27,3 +28,4 @@ def register() -> None:
     parsers = "kimi_serve.model.reasoning"
     ReasoningParserManager.register_lazy_module(MODE, parsers, "KimiVLReasoningParser")
     ReasoningParserManager.register_lazy_module(MODE_WHEN_TOLD, parsers, "KimiVLWhenToldReasoningParser")
+    ToolParserManager.register_lazy_module(MODE, "kimi_serve.model.tools", "KimiVLToolParser")

@@ -12,6 +12,9 @@ from kimi_serve.launch.machine import Machine
 PLUGIN = "kimi_serve"
 VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
+# vLLM refuses every tool_choice but "none" without a parser, and only its front end knows these two.
+TOOLS = {"--enable-auto-tool-choice": "", "--tool-call-parser": "kimi_vl"}
+
 SMALL_MACHINE_CPUS = 4
 # A model this small answers in a second either way; on two cores it starts in 49 s instead of 109 s uncompiled. Where
 # bfloat16 has no instructions, float32 reads prompts and answers twice as fast; a large model has no room for it.
@@ -50,6 +53,7 @@ def plan(wish: Wish, machine: Machine, footprint: Footprint | None, vllm: Path) 
         environment = {}
     if wish.is_local and Path(wish.model).resolve() == BUNDLED:
         chosen["--served-model-name"] = BUNDLED.name
+    chosen |= TOOLS
     defaults = [word for flag, value in chosen.items() if flag not in said for word in (flag, value) if word]
     environment |= {key: value for key, value in _common_environment(wish).items() if key not in wish.environ}
     return Plan((str(vllm), "serve", wish.model, *defaults, *wish.arguments), environment, tuple(notes))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from transformers import BatchFeature
 from vllm.config.multimodal import MultiModalDummyOptions
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
-from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.parse import ImageProcessorItems, ModalityDataItems, MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -29,8 +31,23 @@ from kimi_serve.inputs.image_processor import ImagePatches, ImageProcessor
 MAX_IMAGES = 512  # a prompt; more do not fit 131,072 tokens at a useful size
 
 
+class KimiVLDataParser(MultiModalDataParser):
+    """Leaves images in their own mode: vLLM's own lays transparent ones on white, where the model drops alpha."""
+
+    def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        images = [data] if isinstance(data, Image.Image | MediaWithBytes) else data
+        if isinstance(images, Sequence) and all(
+            isinstance(item, Image.Image | MediaWithBytes | None) for item in images
+        ):
+            return ImageProcessorItems(images)
+        return super()._parse_image_data(data)
+
+
 class KimiVLProcessingInfo(BaseProcessingInfo):
     """What vLLM asks about images before it has one."""
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        return KimiVLDataParser(expected_hidden_size=self._get_expected_hidden_size())
 
     @cached_property
     def image_config(self) -> ImageConfig:

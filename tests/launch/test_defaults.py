@@ -194,9 +194,15 @@ def test_an_allow_list_with_the_plugin_is_left_alone() -> None:
 def test_on_gpus_vllm_sizes_the_context_itself() -> None:
     here = machine(engine="gpu", gpus=(Gpu("H100", 80 << 30),))
     made = plan(here, LARGE)
-    assert chosen(made) == {"--max-model-len": "auto", "--max-num-batched-tokens": "8192"}
+    assert chosen(made) == {"--max-model-len": "auto", "--max-num-batched-tokens": "8192", **defaults.TOOLS}
     assert "LD_PRELOAD" not in made.environment
     assert made.notes == ()
+
+
+def test_a_person_chooses_another_tool_parser() -> None:
+    made = plan(machine(), SMALL, "--tool-call-parser", "hermes")
+    assert made.argv.count("--tool-call-parser") == 1
+    assert "--enable-auto-tool-choice" in made.argv
 
 
 def test_on_a_gpu_that_is_too_small_the_way_out_is_named() -> None:

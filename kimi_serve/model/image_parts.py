@@ -1,0 +1,99 @@
+"""The image parts of a chat request, by place, so that an error can name one. Knows parts and sizes; never a token."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from vllm.exceptions import VLLMValidationError
+
+from kimi_serve.errors import ImageError
+from kimi_serve.inputs.geometry import Geometry
+
+SCHEMES = ("http", "https", "data")
+UNREADABLE = (ValueError, Image.DecompressionBombError)  # what reading a picture from its bytes can end in
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    where: str  # messages[1].content[0]
+    part: Mapping[str, Any]
+
+    @property
+    def url(self) -> str:
+        """Empty where the part repeats an earlier picture by its uuid."""
+        value = self.part.get("image_url")
+        if isinstance(value, Mapping):
+            value = value.get("url")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def scheme(self) -> str:
+        return self.url.partition(":")[0].lower()
+
+    def refused(self, problem: object) -> VLLMValidationError:
+        return VLLMValidationError(f"{self.where}: {problem}", parameter=self.where)
+
+
+def settled(messages: Messages) -> list[dict[str, Any]]:
+    """The messages with lists for contents: vLLM hands over iterators that can be read only once."""
+    return [
+        dict(message)
+        if isinstance(message.get("content"), str | None)
+        else {**message, "content": list(message["content"])}
+        for message in messages
+    ]
+
+
+def find(messages: Messages) -> list[ImagePart]:
+    """In the order in which vLLM numbers the images."""
+    return [
+        ImagePart(f"messages[{index}].content[{number}]", part)
+        for index, message in enumerate(messages)
+        if isinstance(message.get("content"), list)
+        for number, part in enumerate(message["content"])
+        if _is_image(part)
+    ]
+
+
+def check_urls(parts: Sequence[ImagePart], *, local_files: bool) -> None:
+    """Refuse what vLLM would answer with a server error, before anything is fetched."""
+    supported = (*SCHEMES, "file") if local_files else SCHEMES
+    for part in parts:
+        if not part.url:
+            if "image_url" in part.part and part.part.get("uuid") is None:
+                raise part.refused("image_url is empty; expected a URL, or the uuid of an earlier image")
+        elif part.scheme not in supported:
+            found = repr(part.scheme[:20]) if ":" in part.url else "without a scheme"
+            raise part.refused(f"image_url: {found} is not supported; supported: {', '.join(supported)}")
+        elif part.scheme == "data" and not part.url.partition(",")[0].endswith(";base64"):
+            raise part.refused("image_url: only base64 data URLs are supported: data:image/png;base64,...")
+
+
+def check_sizes(parts: Sequence[ImagePart], images: Sequence[object], geometry: Geometry) -> None:
+    """Refuse an image that the model cannot see, by the place where it is; None stands for a repeated one."""
+    for part, image in zip(parts, images, strict=True):
+        if image is None:
+            continue
+        try:
+            geometry.num_tokens(*image.size)  # type: ignore[attr-defined]  # PIL's, or vLLM's wrapper around it
+        except ImageError as error:
+            raise part.refused(error) from error
+
+
+def inlined(parts: Sequence[ImagePart]) -> Iterator[ImagePart]:
+    """The parts that can be read again without a fetch."""
+    return (part for part in parts if part.scheme == "data")
+
+
+def _is_image(part: object) -> bool:
+    """As vLLM judges: by type, or by the key where there is no type or a uuid."""
+    if not isinstance(part, Mapping):
+        return False
+    kind = part.get("type")
+    if kind in ("image_url", "input_image", "image_pil"):
+        return True
+    by_key = kind is None or part.get("uuid") is not None
+    return by_key and ("image_url" in part or "image_pil" in part)
