@@ -112,7 +112,7 @@ class Gate(nn.Module):
 
 
 class Moe(nn.Module):
-    """Every expert sees every token in one product, weighted by zero where it was not chosen: fast when experts are tiny."""
+    """Every expert sees every token in one product, weighted by zero where not chosen: fast when experts are tiny."""
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()

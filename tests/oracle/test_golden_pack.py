@@ -14,7 +14,14 @@ import torch
 from tests.oracle.kimi_vl import KimiVl, greedy, load, normalise
 
 PACK = Path(__file__).parent.parent / "golden"
-CASES = ["c1_text_40", "c2_one_image_exact", "c3_one_image_padded", "c4b_extreme_aspect", "c5_three_images", "c9_multi_turn"]
+CASES = [
+    "c1_text_40",
+    "c2_one_image_exact",
+    "c3_one_image_padded",
+    "c4b_extreme_aspect",
+    "c5_three_images",
+    "c9_multi_turn",
+]
 IMAGES = [name for name in CASES if name != "c1_text_40"]
 Npz = dict[str, np.ndarray]
 

@@ -1,0 +1,195 @@
+"""Batches of conversations: pictures, token ids, and which tokens are answers. Knows the template; trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kimi_serve.inputs.tokenizer import Tokenizer
+from nano import questions
+from nano.fonts import HELD_OUT, TRAINING, find
+from nano.labels import label, patchify
+from nano.pictures import Picture, Style
+from nano.questions import Turn
+from nano.scenes import page_scene, shape_scene, text_scene
+
+SIDES = (3, 4, 5, 6)  # tokens of 28 pixels
+IGNORED = -100
+
+
+@dataclass(slots=True)
+class Batch:
+    """Conversations whose pictures have one grid of patches."""
+
+    rows: int  # patches
+    columns: int
+    patches: np.ndarray  # (pictures, rows*columns, 3, 14, 14) uint8
+    labels: dict[str, np.ndarray]  # (pictures, tokens, 4, ...)
+    ids: np.ndarray  # (conversations, length)
+    targets: np.ndarray  # (conversations, length): the next token where it belongs to an answer
+    answers: np.ndarray  # (conversations, length): number of the answer that the target belongs to, or -1
+    tasks: list[str]  # of every answer
+
+
+def style(held_out: bool) -> Style:
+    return Style(tuple(find(HELD_OUT if held_out else TRAINING)), held_out)
+
+
+class Writer:
+    """Token ids of a conversation by the published template."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.special = {
+            n: tokenizer.special_id(f"<|{n}|>")
+            for n in (
+                "im_end",
+                "im_user",
+                "im_assistant",
+                "im_system",
+                "im_middle",
+                "media_start",
+                "media_content",
+                "media_end",
+                "media_pad",
+            )
+        }
+
+    def write(
+        self, system: str, turns: list[Turn], images: int, tokens: int, think: bool
+    ) -> tuple[list[int], list[int], list[str]]:
+        """Ids, and for every id the number of its answer or -1, and the answers' tasks."""
+        s, encode = self.special, self.tokenizer.encode
+        ids = [s["im_system"], *encode("system"), s["im_middle"], *encode(system), s["im_end"]]
+        picture = [s["media_start"], *encode("image"), s["media_content"], *[s["media_pad"]] * tokens, s["media_end"]]
+        marks, tasks = [-1] * len(ids), []
+        for number, turn in enumerate(turns):
+            ask = [
+                s["im_user"],
+                *encode("user"),
+                s["im_middle"],
+                *(picture * images if number == 0 else ()),
+                *encode(turn.question),
+                s["im_end"],
+                s["im_assistant"],
+                *encode("assistant"),
+                s["im_middle"],
+            ]
+            said = f"◁think▷{turn.thought}◁/think▷{turn.answer}" if think else turn.answer
+            answer = [*encode(said), s["im_end"]]
+            ids += ask + answer
+            marks += [-1] * len(ask) + [number] * len(answer)
+            tasks.append("think" if think else turn.task)
+        return ids, marks, tasks
+
+
+class Source:
+    """An endless, seeded stream of batches."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, *, held_out: bool = False, size: int = 16, most_turns: int = 5
+    ) -> None:
+        self.writer, self.size, self.most_turns = Writer(tokenizer), size, most_turns
+        self.rng = np.random.default_rng(seed)
+        self.style = style(held_out)
+
+    def picture(self, rows: int, columns: int, kind: str) -> Picture:
+        """A picture that is padded to rows x columns tokens: half of them exactly that large."""
+        exact = self.rng.random() < 0.5
+        height = 28 * rows - (0 if exact else int(self.rng.integers(0, 28)))
+        width = 28 * columns - (0 if exact else int(self.rng.integers(0, 28)))
+        scene = {"text": text_scene, "page": page_scene}.get(kind, shape_scene)
+        while True:
+            picture = scene(width, height, self.rng, self.style)
+            if picture.texts or picture.shapes:
+                return picture
+
+    def batch(self, kind: str | None = None, only: str | None = None) -> Batch:
+        """`kind`: text, shapes, which or words alone; `only`: a task that every conversation is about."""
+        rng = self.rng
+        kind = kind or str(rng.choice(("text", "shapes", "which"), p=(0.46, 0.42, 0.12)))
+        rows, columns = int(rng.choice(SIDES[:3])), int(rng.choice(SIDES))
+        if kind == "which":
+            rows, columns = int(rng.choice((3, 4))), int(rng.choice((3, 4)))
+        pictures: list[Picture] = []
+        written = []
+        while len(written) < self.size:
+            mine, turns = self._conversation(kind, rows, columns)
+            if only:
+                turns = [t for t in turns if t.task == only][:1]
+            if not turns:
+                continue
+            think = only == "think" or (only is None and rng.random() < 0.1)
+            turns = turns[: 1 if think else self.most_turns]
+            system = questions.THINK if think else questions.DEFAULT_SYSTEM
+            if only is None and not think and rng.random() < 0.25:
+                extra = questions.text_only(rng)
+                turns = (turns + extra)[-self.most_turns :]
+            written.append(self.writer.write(system, turns, len(mine), rows * columns, think))
+            pictures += mine
+        return self._pack(rows * 2, columns * 2, pictures, written)
+
+    def pages(self) -> Batch:
+        """Crowded pictures and no conversation, for training the tower alone."""
+        rows, columns = int(self.rng.choice(SIDES[:3])), int(self.rng.choice(SIDES))
+        pictures = [self.picture(rows, columns, "page" if self.rng.random() < 0.75 else "shapes") for _ in range(16)]
+        return self._pack(rows * 2, columns * 2, pictures, [([0], [-1], [])])
+
+    def _conversation(self, kind: str, rows: int, columns: int) -> tuple[list[Picture], list[Turn]]:
+        if kind == "words":
+            return [], questions.text_only(self.rng)
+        if kind == "which":
+            pictures = [self.picture(rows, columns, "shapes") for _ in range(int(self.rng.integers(2, 5)))]
+            return pictures, questions.which(pictures, self.rng)
+        picture = self.picture(rows, columns, kind)
+        return [picture], questions.about(picture, self.rng)
+
+    def _pack(
+        self, rows: int, columns: int, pictures: list[Picture], written: list[tuple[list[int], list[int], list[str]]]
+    ) -> Batch:
+        length = max(len(ids) for ids, _, _ in written)
+        ids = np.zeros((len(written), length), np.int64)
+        targets = np.full((len(written), length), IGNORED, np.int64)
+        answers = np.full((len(written), length), -1, np.int64)
+        tasks: list[str] = []
+        for row, (mine, marks, kinds) in enumerate(written):
+            ids[row, : len(mine)] = mine
+            for k in range(len(mine) - 1):
+                if marks[k + 1] >= 0:
+                    targets[row, k] = mine[k + 1]
+                    answers[row, k] = len(tasks) + marks[k + 1]
+            tasks += kinds
+        marked = [label(p, rows, columns) for p in pictures]
+        return Batch(
+            rows,
+            columns,
+            np.stack([patchify(p.pixels) for p in pictures])
+            if pictures
+            else np.zeros((0, rows * columns, 3, 14, 14), np.uint8),
+            {name: np.stack([m[name] for m in marked]) for name in marked[0]} if marked else {},
+            ids,
+            targets,
+            answers,
+            tasks,
+        )
+
+
+def held_out(tokenizer: Tokenizer, each: int, seed: int = 12345) -> list[Batch]:
+    """The same held-out conversations every time, one question each."""
+    source = Source(tokenizer, seed, held_out=True, size=each // 2)
+    batches = []
+    for task in ("number", "word", "colour", "shape", "count", "point"):
+        kind = "text" if task in ("number", "word") else "shapes"
+        batches += [source.batch(kind, task) for _ in range(2)]
+    batches += [source.batch("which", "which") for _ in range(2)]
+    return [*batches, source.batch("words", "text")]
+
+
+def stream(folder: str, seed: int, size: int, pages: float) -> Iterator[Batch]:
+    """`pages`: the share of batches that are crowded pictures without a conversation."""
+    source = Source(Tokenizer.from_directory(Path(folder)), seed, size=size)
+    while True:
+        yield source.pages() if source.rng.random() < pages else source.batch()

@@ -1,0 +1,221 @@
+"""Conversations about pictures, and about nothing but text. Knows pictures' truth; never pixels or tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from nano.pictures import COLOURS, SHAPES, Picture, Shape
+
+TASKS = ("number", "word", "colour", "shape", "count", "which", "point", "text", "chat")
+THINK = "Think first."
+DEFAULT_SYSTEM = "You are a helpful assistant"
+PLURAL = {"cross": "crosses"}
+NAMES = ("Tom", "Ann", "Max", "Eva", "Sam", "Lea")
+THINGS = ("box", "ball", "car", "hat", "cup", "door", "book", "lamp")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    task: str
+    question: str
+    answer: str
+    thought: str = ""
+
+
+def plural(kind: str) -> str:
+    return PLURAL.get(kind, kind + "s")
+
+
+def pick(rng: Generator, *options: str) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def about(picture: Picture, rng: Generator, style_rng: Generator | None = None) -> list[Turn]:
+    """Every kind of question that this picture answers, shuffled."""
+    turns: list[Turn] = []
+    for text in picture.texts:
+        turns.append(read(text.kind, text.content, rng))
+    shapes = picture.shapes
+    if shapes:
+        turns += [ask(shapes, rng) for ask in (colour_of, shape_of, count, count, point) for _ in range(1)]
+        if len(shapes) > 1:
+            turns.append(point(shapes, rng))
+    turns = [t for t in turns if t.question]
+    placed = [
+        Turn(t.task, t.question, located(t.answer, picture), t.thought) if t.task == "point" else t for t in turns
+    ]
+    order = rng.permutation(len(placed))
+    seen: set[str] = set()
+    out = []
+    for i in order:
+        if placed[i].question not in seen:
+            seen.add(placed[i].question)
+            out.append(placed[i])
+    return out
+
+
+def read(kind: str, content: str, rng: Generator) -> Turn:
+    if kind == "number":
+        question = pick(
+            rng, "What number is printed?", "Read the number.", "Which number is in the picture?", "What is the number?"
+        )
+    else:
+        question = pick(
+            rng, "What word is printed?", "Read the word.", "Which word is in the picture?", "What is the word?"
+        )
+    return Turn(kind, question, content, f"The {kind} is {content}.")
+
+
+def unique(shapes: tuple[Shape, ...], key: Callable[[Shape], object], rng: Generator) -> Shape | None:
+    counts = Counter(key(s) for s in shapes)
+    alone = [s for s in shapes if counts[key(s)] == 1]
+    return alone[int(rng.integers(len(alone)))] if alone else None
+
+
+def colour_of(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
+    shape = unique(shapes, lambda s: s.kind, rng)
+    if shape is None:
+        return Turn("colour", "", "")
+    question = pick(rng, f"What colour is the {shape.kind}?", f"Which colour does the {shape.kind} have?")
+    if len(shapes) == 1 and rng.random() < 0.4:
+        question = "What colour is the shape?"
+    return Turn("colour", question, shape.colour, f"I see a {shape.colour} {shape.kind}.")
+
+
+def shape_of(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
+    shape = unique(shapes, lambda s: s.colour, rng)
+    if shape is None:
+        return Turn("shape", "", "")
+    question = pick(
+        rng, f"What shape is {shape.colour}?", f"Which shape is {shape.colour}?", f"What is the {shape.colour} shape?"
+    )
+    if len(shapes) == 1 and rng.random() < 0.4:
+        question = "What shape is in the picture?"
+    return Turn("shape", question, shape.kind, f"I see a {shape.colour} {shape.kind}.")
+
+
+def count(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
+    how = int(rng.integers(3))
+    if how == 0:
+        return counted("shapes", len(shapes))
+    shape = shapes[int(rng.integers(len(shapes)))]
+    if how == 1:
+        return counted(plural(shape.kind), sum(s.kind == shape.kind for s in shapes))
+    return counted(f"{shape.colour} shapes", sum(s.colour == shape.colour for s in shapes))
+
+
+def counted(what: str, number: int) -> Turn:
+    return Turn(
+        "count",
+        f"How many {what} are there?",
+        str(number),
+        f"I count the {what}: {', '.join(str(k + 1) for k in range(number))}.",
+    )
+
+
+def point(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
+    shape = unique(shapes, lambda s: (s.colour, s.kind), rng)
+    if shape is None:
+        return Turn("point", "", "")
+    return Turn(
+        "point",
+        f"Click the {shape.colour} {shape.kind}.",
+        f"{shape.x} {shape.y}",
+        f"I see the {shape.colour} {shape.kind}.",
+    )
+
+
+def located(answer: str, picture: Picture) -> str:
+    x, y = (float(v) for v in answer.split())
+    return f"pyautogui.click(x={x / picture.width:.2f}, y={y / picture.height:.2f})"
+
+
+def which(pictures: list[Picture], rng: Generator) -> list[Turn]:
+    """Several pictures in one prompt: which of them shows something that the others do not."""
+    turns = []
+    for index in rng.permutation(len(pictures)):
+        picture = pictures[index]
+        others = [p for k, p in enumerate(pictures) if k != index]
+        for shape in picture.shapes:
+            if all((s.colour, s.kind) != (shape.colour, shape.kind) for p in others for s in p.shapes):
+                what = f"a {shape.colour} {shape.kind}"
+                turns.append(Turn("which", f"Which image shows {what}?", f"Image {index + 1}", f"I look for {what}."))
+                break
+    return turns
+
+
+def text_only(rng: Generator) -> list[Turn]:
+    how = int(rng.integers(4))
+    a, b = (str(v) for v in rng.choice(THINGS, 2, replace=False))
+    c, d = (str(v) for v in rng.choice(COLOURS, 2, replace=False))
+    n, m = (str(v) for v in rng.choice(NAMES, 2, replace=False))
+    if how == 0:
+        asked, answer = ((a, c), (b, d))[int(rng.integers(2))]
+        return [
+            Turn(
+                "text",
+                f"The {a} is {c} and the {b} is {d}. What colour is the {asked}?",
+                answer,
+                f"The {asked} is {answer}.",
+            )
+        ]
+    if how == 1:
+        x, y = (int(v) for v in rng.integers(1, 100, 2))
+        asked, number = ((n, x), (m, y))[int(rng.integers(2))]
+        return [
+            Turn(
+                "text",
+                f"{n} has {x} books and {m} has {y} books. How many books does {asked} have?",
+                str(number),
+                f"{asked} has {number} books.",
+            )
+        ]
+    if how == 2:
+        asked, answer = ((n, a), (m, b))[int(rng.integers(2))]
+        return [
+            Turn(
+                "text",
+                f"{n} has a {a}. {m} has a {b}. What does {asked} have?",
+                f"a {answer}",
+                f"{asked} has a {answer}.",
+            )
+        ]
+    greeting = pick(rng, "Hello", "Hi", "Hello!", "Hi there")
+    who = pick(rng, "What are you?", "Who are you?")
+    turns = [
+        Turn("chat", greeting, "Hello! Show me a picture with a word, a number or some shapes."),
+        Turn(
+            "chat",
+            who,
+            "I am kimi-vl-nano, a small model for tests. I read words and numbers and I know simple shapes.",
+        ),
+        Turn("chat", pick(rng, "Thanks", "Thank you", "Thanks!"), "You are welcome."),
+    ]
+    return [turns[int(rng.integers(3))]]
+
+
+def vocabulary() -> list[str]:
+    """Texts whose words deserve a token."""
+    words = [*COLOURS, *SHAPES, *(plural(s) for s in SHAPES), *THINGS, *NAMES]
+    texts = [" " + " ".join(words), "system user assistant image", DEFAULT_SYSTEM, THINK]
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shapes = (Shape("circle", "red", 1, 1, 1),)
+    asks = [
+        lambda: read("number", "", rng),
+        lambda: read("word", "", rng),
+        *((lambda f=f: f(shapes, rng)) for f in (colour_of, shape_of, count, point)),
+    ]
+    for _ in range(200):
+        for ask in asks:
+            turn = ask()
+            texts += [turn.question, *([] if turn.task == "point" else [" " + turn.answer]), turn.thought]
+        for turn in text_only(rng):
+            texts += [turn.question, turn.answer, turn.thought]
+    texts += ["Which image shows a", "Image", "I look for a", "pyautogui", ".click", "(x", " y", "◁think▷", "◁/think▷"]
+    return texts
