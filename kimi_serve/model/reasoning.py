@@ -50,7 +50,7 @@ class KimiVLReasoningParser(ReasoningParser):
         if CLOSE in turn:
             return True
         started_in_view = len(recent) == len(input_ids) or self._tokenizer.turn_start_id in recent
-        seen = turn.lstrip()
+        seen = turn.lstrip().rstrip("\ufffd")  # a marker's first character may still lack bytes
         return started_in_view and not seen.startswith(OPEN) and not OPEN.startswith(seen)
 
     def extract_content_ids(self, input_ids: list[int]) -> list[int]:

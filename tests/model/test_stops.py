@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # imports vLLM in a process of its own
+
 ROOT = Path(__file__).parents[2]
 EOS, IM_END, OTHER = 1025, 1026, 7
 MISSING = "no file"

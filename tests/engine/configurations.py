@@ -1,0 +1,73 @@
+"""The engines that the golden pack runs through. Knows settings; never starts one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Pass = Literal["forced", "greedy", "batch", "again", "vision"]
+
+CHUNK = 64  # tokens a step: smaller than the larger images, so a boundary falls inside one
+BLOCK = 32  # tokens a cache block: the shortest prompt fills one
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """`passes` run in order; `expanded` caches whole keys and values in place of latents."""
+
+    name: str
+    passes: tuple[Pass, ...]
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    expanded: bool = False
+    in_tree: bool = False  # vLLM's own class of the same architecture
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the model lives in the engine's process, where its layers can be watched."""
+        return not {"tensor_parallel_size", "pipeline_parallel_size"} & set(self.options)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        values = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_process else "1",
+            "VLLM_MLA_DISABLE": "1" if self.expanded else "0",
+        }
+        if not self.in_process:
+            # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes.
+            values |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        return values
+
+
+_CHUNKED = {
+    "max_num_batched_tokens": CHUNK,
+    "enable_chunked_prefill": True,
+    "enable_prefix_caching": True,
+    "block_size": BLOCK,
+}
+_WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False, "max_num_batched_tokens": 8192}
+# The only latent backend for float32. Where a CPU has AMX, vLLM would take its bfloat16 backend unasked.
+_LATENT = {"attention_backend": "CPU_MLA"}
+# vLLM's own decoder gives its rotary kernel three axes, which the kernel for CPUs gets wrong (test_upstream_rope.py).
+_NATIVE_ROPE = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
+# On CPUs vLLM makes the buffers between pipeline stages while it traces the model, so with enforce_eager it has none.
+_TRACED = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
+
+CONFIGURATIONS = {
+    configuration.name: configuration
+    for configuration in (
+        Configuration("latent", ("greedy", "forced", "batch", "vision"), options=_LATENT | _WHOLE),
+        Configuration("expanded", ("forced", "batch"), expanded=True, options=_WHOLE),
+        Configuration("expanded-chunked", ("batch", "again", "forced"), expanded=True, options=_CHUNKED),
+        Configuration("bfloat16", ("forced", "vision"), dtype="bfloat16"),
+        Configuration("bfloat16-amx-chunked", ("batch", "again", "forced"), dtype="bfloat16", options=_CHUNKED),
+        Configuration("bfloat16-expanded-chunked", ("forced",), dtype="bfloat16", expanded=True, options=_CHUNKED),
+        Configuration("tensor-parallel", ("batch",), options=_LATENT | {"tensor_parallel_size": 2}),
+        Configuration("pipeline-parallel", ("batch",), options=_LATENT | _TRACED | {"pipeline_parallel_size": 2}),
+        Configuration(
+            "expert-parallel",
+            ("batch",),
+            options=_LATENT | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+        ),
+        Configuration("in-tree", ("forced", "batch"), in_tree=True, options=_LATENT | _NATIVE_ROPE),
+    )
+}

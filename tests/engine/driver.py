@@ -1,0 +1,189 @@
+"""One engine, one process: runs a configuration's passes and writes what came out. Knows vLLM; judges nothing.
+
+python -m tests.engine.driver CONFIGURATION CHECKPOINT RESULTS.npz
+
+Arrays are named pass/case/what. vLLM leaves state in its process (distributed groups, registries, thread binding), so
+every configuration gets its own.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from vllm import LLM, RequestOutput, SamplingParams
+
+from tests.engine.configurations import CONFIGURATIONS, Configuration
+from tests.engine.golden import STEPS, VOCAB, Case, cases
+
+Arrays = dict[str, np.ndarray]
+
+
+def main(name: str, checkpoint: str, target: str) -> None:
+    configuration = CONFIGURATIONS[name]
+    if configuration.in_tree:
+        from tests.engine.in_tree import use_in_tree_class
+
+        use_in_tree_class()
+    llm = LLM(
+        checkpoint,
+        dtype=configuration.dtype,
+        max_model_len=6144,
+        max_num_seqs=16,
+        generation_config="vllm",
+        max_logprobs=VOCAB,
+        logprobs_mode="raw_logits",
+        mm_processor_cache_gb=0,  # every pass computes its own
+        limit_mm_per_prompt={"image": 24},
+        **{"enforce_eager": True, **configuration.options},
+    )
+    results = {key: value for one in configuration.passes for key, value in run(one, llm, configuration)}
+    if configuration.in_process:
+        results["model_class"] = np.array(llm.apply_model(lambda model: type(model).__module__))
+    np.savez(target, **results)
+
+
+def run(name: str, llm: LLM, configuration: Configuration) -> Iterator[tuple[str, np.ndarray]]:
+    begun = time.monotonic()
+    if name in ("batch", "again"):
+        results = batch(llm)
+    elif name == "vision":
+        results = {case.name: vision(llm, case) for case in cases().values() if case.image_paths}
+    elif configuration.in_process:
+        results = {case.name: watched(llm, case, forced if name == "forced" else greedy) for case in cases().values()}
+    else:
+        results = {case.name: greedy(llm, case) for case in cases().values()}
+    print(f"pass {name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
+    for case_name, arrays in results.items():
+        for what, array in arrays.items():
+            yield f"{name}/{case_name}/{what}", array
+
+
+def forced(llm: LLM, case: Case) -> Arrays:
+    """Logits at the pack's positions, and the choice at each step of its continuation given the steps before."""
+    npz = case.arrays()
+    request = prompt(case, npz["greedy_ids"].tolist()[:-1])
+    options = sampling(max_tokens=1, logprobs=VOCAB, prompt_logprobs=VOCAB, flat_logprobs=True)
+    [output] = generate(llm, [request], options)
+    last = len(case.prompt) - 1
+    # prompt_logprobs[i] is what position i - 1 predicts.
+    logits = [row(output.prompt_logprobs, position + 1) for position in npz["logit_positions"]]
+    choices = [row(output.prompt_logprobs, position + 1).argmax() for position in range(last, last + STEPS - 1)]
+    choices.append(row(output.outputs[0].logprobs, 0).argmax())
+    return {"logits": np.stack(logits), "choices": np.array(choices)}
+
+
+def greedy(llm: LLM, case: Case) -> Arrays:
+    [output] = generate(llm, [prompt(case)], sampling(max_tokens=STEPS, logprobs=VOCAB))
+    return continuation(output)
+
+
+def batch(llm: LLM) -> dict[str, Arrays]:
+    """All cases at once: prefills of some meet decodes of others."""
+    outputs = generate(llm, [prompt(case) for case in cases().values()], sampling(max_tokens=STEPS, logprobs=VOCAB))
+    return dict(zip(cases(), map(continuation, outputs), strict=True))
+
+
+def vision(llm: LLM, case: Case) -> Arrays:
+    """Rows of the tower and of the projector, in the real model object."""
+    npz = case.arrays()
+
+    @torch.inference_mode()
+    def look(model: torch.nn.Module) -> Arrays:
+        tower = model.vision_tower(torch.from_numpy(npz["pixel_values_u8"]), torch.from_numpy(npz["image_grid_hws"]))
+        rows = model.multi_modal_projector(tower)
+        return {"tower_rows": as_numpy(tower.flatten(0, 1)), "proj_rows": as_numpy(rows)}
+
+    return llm.apply_model(look)[0]
+
+
+def watched(llm: LLM, case: Case, one: Callable[[LLM, Case], Arrays]) -> Arrays:
+    """With the first position of every step, and the experts chosen for the first step's first tokens."""
+    watch = Watch()
+    llm.apply_model(watch.begin)
+    arrays = one(llm, case)
+    llm.apply_model(watch.end)
+    return {**arrays, **watch.chosen, "step_starts": np.array(watch.step_starts)}
+
+
+class Watch:
+    """Listens at the layers of a model in this process."""
+
+    def __init__(self) -> None:
+        self.step_starts: list[int] = []
+        self.chosen: Arrays = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._routers: list[object] = []
+
+    def begin(self, model: torch.nn.Module) -> None:
+        layers = model.language_model.model.layers
+        self._handles.append(layers[0].register_forward_pre_hook(self._record_start))
+        for index, layer in enumerate(layers):
+            if hasattr(layer.mlp, "experts"):
+                router = layer.mlp.experts.router
+                router.select_experts = self._recording(router.select_experts, index)
+                self._routers.append(router)
+
+    def end(self, model: torch.nn.Module) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for router in self._routers:
+            del router.select_experts  # the class's own again
+
+    def _record_start(self, layer: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.step_starts.append(int(args[0][0]))
+
+    def _recording(self, select: Callable[..., tuple[torch.Tensor, torch.Tensor]], index: int) -> Callable[..., object]:
+        def wrapped(*args: object, **kwargs: object) -> tuple[torch.Tensor, ...]:
+            weights, ids, *more = select(*args, **kwargs)
+            if f"router_ids_layer{index}" not in self.chosen:
+                self.chosen[f"router_weights_layer{index}"] = as_numpy(weights[:16])
+                self.chosen[f"router_ids_layer{index}"] = ids[:16].numpy().copy()
+            return weights, ids, *more
+
+        return wrapped
+
+
+def prompt(case: Case, more: Sequence[int] = ()) -> dict[str, object]:
+    request: dict[str, object] = {"prompt_token_ids": [*case.short_prompt, *more]}
+    if case.image_paths:
+        request["multi_modal_data"] = {"image": case.images()}
+    return request
+
+
+def sampling(**options: object) -> SamplingParams:
+    return SamplingParams(temperature=0, ignore_eos=True, detokenize=False, **options)
+
+
+def generate(llm: LLM, requests: list[dict[str, object]], options: SamplingParams) -> list[RequestOutput]:
+    return llm.generate(requests, options, use_tqdm=False)
+
+
+def continuation(output: RequestOutput) -> Arrays:
+    logprobs = output.outputs[0].logprobs
+    last = np.empty(VOCAB, np.float32)
+    for token_id, entry in logprobs[0].items():
+        last[token_id] = entry.logprob
+    return {
+        "prompt": np.array(output.prompt_token_ids),
+        "ids": np.array(output.outputs[0].token_ids),
+        "last": last,
+        "cached": np.array(output.num_cached_tokens or 0),
+    }
+
+
+def row(flat, position: int) -> np.ndarray:
+    """All of the vocabulary's logits at one position of vLLM's flat logprobs."""
+    span = slice(flat.start_indices[position], flat.end_indices[position])
+    logits = np.full(VOCAB, np.nan, np.float32)
+    logits[flat.token_ids[span]] = flat.logprobs[span]
+    return logits
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().numpy().copy()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""Kimi-VL through real vLLM in float32: equal to the published implementation, whatever is cached, cut or batched."""
+
+import numpy as np
+import pytest
+
+from tests.engine import golden
+from tests.engine.conftest import RunEngine
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+# The tolerances of tests/golden/README.md.
+VISION_TOLERANCE = 1e-4
+LOGITS_TOLERANCE = 1e-3
+ROUTER_GAP = 1e-4  # closer scores than this may choose another expert
+ROUTED_SCALE = 2.446  # of the pack's config.json; vLLM's runner multiplies the routed sum by it, not the weights
+
+EVERY = ["latent", "expanded", "expanded-chunked"]
+
+
+@pytest.mark.parametrize("name", golden.names())
+@pytest.mark.parametrize("engine", EVERY)
+def test_logits_equal_the_reference_at_nine_positions(engine: str, name: str, results: RunEngine) -> None:
+    expected = golden.cases()[name].arrays()["logits"]
+    np.testing.assert_allclose(results(engine)[f"forced/{name}/logits"], expected, rtol=0, atol=LOGITS_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", golden.names())
+@pytest.mark.parametrize("engine", EVERY)
+def test_experts_and_their_weights_equal_the_reference(engine: str, name: str, results: RunEngine) -> None:
+    npz, found = golden.cases()[name].arrays(), results(engine)
+    for layer in (1, 2, 3):
+        ids, weights = (found[f"forced/{name}/router_{what}_layer{layer}"] for what in ("ids", "weights"))
+        order, clear = ids.argsort(-1), npz[f"router_gap_layer{layer}"] > ROUTER_GAP
+        ids = np.take_along_axis(ids, order, -1)
+        weights = np.take_along_axis(weights, order, -1) * ROUTED_SCALE
+        np.testing.assert_array_equal(ids[clear], npz[f"router_ids_layer{layer}"][clear])
+        np.testing.assert_allclose(weights[clear], npz[f"router_weights_layer{layer}"][clear], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_greedy_continuation_of_one_request_equals_the_reference(name: str, results: RunEngine) -> None:
+    assert_continues(results("latent"), "greedy", name)
+
+
+@pytest.mark.parametrize("name", golden.names())
+@pytest.mark.parametrize("engine", EVERY)
+def test_mixed_batch_gives_what_single_requests_give(engine: str, name: str, results: RunEngine) -> None:
+    """All nine cases at once; the reference ran them one at a time."""
+    assert_continues(results(engine), "batch", name)
+
+
+@pytest.mark.parametrize("name", golden.names_with_images())
+def test_tower_and_projector_rows_equal_the_reference(name: str, results: RunEngine) -> None:
+    npz = golden.cases()[name].arrays()
+    for what in ("tower_rows", "proj_rows"):
+        rows = results("latent")[f"vision/{name}/{what}"]
+        np.testing.assert_allclose(rows, npz[what], rtol=0, atol=VISION_TOLERANCE)
+
+
+def test_chunk_boundary_falls_inside_an_image(results: RunEngine) -> None:
+    found = results("expanded-chunked")
+    cut = {
+        name
+        for name, case in golden.cases().items()
+        for start in found[f"forced/{name}/step_starts"]
+        if any(span.start < start < span.stop for span in case.image_spans())
+    }
+    # Their images are longer than a chunk, so nothing but a broken test would change this.
+    assert {"c4a_over_limit", "c4b_extreme_aspect", "c5_three_images"} <= cut
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_cached_prefix_gives_what_a_fresh_one_gives(name: str, results: RunEngine) -> None:
+    found = results("expanded-chunked")
+    assert found[f"again/{name}/cached"] > 0
+    assert_continues(found, "again", name)
+
+
+def test_image_tokens_come_from_the_prefix_cache(results: RunEngine) -> None:
+    case = golden.cases()["c4b_extreme_aspect"]
+    assert results("expanded-chunked")[f"again/{case.name}/cached"] > case.image_spans()[0].stop - 32
+
+
+def assert_continues(found: golden.Arrays, pass_: str, name: str) -> None:
+    case = golden.cases()[name]
+    npz = case.arrays()
+    assert found[f"{pass_}/{name}/prompt"].tolist() == case.prompt
+    assert found[f"{pass_}/{name}/ids"].tolist() == npz["greedy_ids"].tolist()
+    np.testing.assert_allclose(found[f"{pass_}/{name}/last"], npz["logits"][-1], rtol=0, atol=LOGITS_TOLERANCE)
