@@ -56,7 +56,6 @@ CONFIGURATIONS = {
     configuration.name: configuration
     for configuration in (
         Configuration("latent", ("greedy", "forced", "batch", "vision"), options=_LATENT | _WHOLE),
-        Configuration("expanded", ("forced", "batch"), expanded=True, options=_WHOLE),
         Configuration("expanded-chunked", ("batch", "again", "forced"), expanded=True, options=_CHUNKED),
         Configuration("bfloat16", ("forced", "vision"), dtype="bfloat16"),
         Configuration("bfloat16-amx-chunked", ("batch", "again", "forced"), dtype="bfloat16", options=_CHUNKED),

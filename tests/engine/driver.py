@@ -50,10 +50,10 @@ def run(name: str, llm: LLM, configuration: Configuration) -> Iterator[tuple[str
         results = batch(llm)
     elif name == "vision":
         results = {case.name: vision(llm, case) for case in cases().values() if case.image_paths}
-    elif configuration.in_process:
-        results = {case.name: watched(llm, case, forced if name == "forced" else greedy) for case in cases().values()}
     else:
-        results = {case.name: greedy(llm, case) for case in cases().values()}
+        assert configuration.in_process
+        one = {"forced": forced, "greedy": greedy}[name]
+        results = {case.name: watched(llm, case, one) for case in cases().values()}
     print(f"pass {name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
     for case_name, arrays in results.items():
         for what, array in arrays.items():
