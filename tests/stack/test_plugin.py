@@ -1,0 +1,90 @@
+"""A broken plugin ends in an error, never in vLLM's own class of the same name; a listed one is in use."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stack.served import Server, command, free_port
+
+OURS = "kimi_serve.model.kimi_vl"
+
+
+def serve(checkpoint: Path, environ: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Plain `vllm serve`, which must end by itself."""
+    argv = [command("vllm"), "serve", str(checkpoint), "--port", str(free_port()), "--max-model-len", "2048"]
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_MLA_DISABLE": "1"}
+    full = {**os.environ, **quiet, **environ}
+    return subprocess.run(argv, env=full, capture_output=True, text=True, timeout=240, check=False)
+
+
+def broken(folder: Path, module: str) -> dict[str, str]:
+    """An environment in which every Python fails to import `module`."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        f"            raise ImportError('broken on purpose: ' + name)\n"
+        "sys.meta_path.insert(0, Broken())\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@pytest.mark.parametrize("module", [OURS, "kimi_serve.plugin"])
+def test_a_plugin_that_does_not_import_ends_the_engine(checkpoint: Path, tmp_path: Path, module: str) -> None:
+    done = serve(checkpoint, broken(tmp_path, module))
+    assert done.returncode != 0
+    assert "Application startup complete" not in done.stdout + done.stderr
+
+
+def test_an_allow_list_without_the_plugin_ends_the_engine(checkpoint: Path) -> None:
+    done = serve(checkpoint, {"VLLM_PLUGINS": ""})
+    assert done.returncode != 0
+    assert "Application startup complete" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("allowed", ["", "other", "other,another"])
+def test_the_launcher_refuses_an_allow_list_without_the_plugin(checkpoint: Path, allowed: str) -> None:
+    argv = [command("kimi-serve"), "engine", str(checkpoint)]
+    done = subprocess.run(
+        argv, env={**os.environ, "VLLM_PLUGINS": allowed}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "leaves 'kimi_serve' out" in done.stderr
+
+
+def test_the_engine_says_whose_class_it_runs(server: Server) -> None:
+    assert "Kimi-VL Instruct: reasoning parser" in server.log
+
+
+def test_the_doctor_says_whose_class_is_in_use(checkpoint: Path, tmp_path: Path) -> None:
+    argv = [command("kimi-serve"), "doctor", str(checkpoint)]
+    well = subprocess.run(
+        argv, env={**os.environ, "VLLM_PLUGINS": "kimi_serve"}, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert f"{OURS}.KimiVLForConditionalGeneration" in well.stdout
+    assert well.returncode == 0
+    ill = subprocess.run(
+        argv, env={**os.environ, **broken(tmp_path, OURS)}, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert "FAIL  class in use" in ill.stdout
+    assert ill.returncode == 1
+
+
+def test_this_environment_has_one_plugin_of_this_name() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlib.metadata import entry_points as e; "
+            "print([p.value for p in e(group='vllm.general_plugins', name='kimi_serve')])",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "['kimi_serve.plugin:register']"
