@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Pass = Literal["forced", "greedy", "batch", "again", "vision"]
+Pass = Literal["forced", "batch", "again", "vision"]
 
 CHUNK = 64  # tokens a step: smaller than the larger images, so a boundary falls inside one
 BLOCK = 32  # tokens a cache block: the shortest prompt fills one
@@ -55,7 +55,7 @@ _TRACED = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": 
 CONFIGURATIONS = {
     configuration.name: configuration
     for configuration in (
-        Configuration("latent", ("greedy", "forced", "batch", "vision"), options=_LATENT | _WHOLE),
+        Configuration("latent", ("forced", "batch", "vision"), options=_LATENT | _WHOLE),
         Configuration("expanded-chunked", ("batch", "again", "forced"), expanded=True, options=_CHUNKED),
         Configuration("bfloat16", ("forced", "vision"), dtype="bfloat16"),
         Configuration("bfloat16-amx-chunked", ("batch", "again", "forced"), dtype="bfloat16", options=_CHUNKED),

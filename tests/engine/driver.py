@@ -51,9 +51,9 @@ def run(name: str, llm: LLM, configuration: Configuration) -> Iterator[tuple[str
     elif name == "vision":
         results = {case.name: vision(llm, case) for case in cases().values() if case.image_paths}
     else:
+        assert name == "forced"
         assert configuration.in_process
-        one = {"forced": forced, "greedy": greedy}[name]
-        results = {case.name: watched(llm, case, one) for case in cases().values()}
+        results = {case.name: watched(llm, case) for case in cases().values()}
     print(f"pass {name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
     for case_name, arrays in results.items():
         for what, array in arrays.items():
@@ -72,11 +72,6 @@ def forced(llm: LLM, case: Case) -> Arrays:
     choices = [row(output.prompt_logprobs, position + 1).argmax() for position in range(last, last + STEPS - 1)]
     choices.append(row(output.outputs[0].logprobs, 0).argmax())
     return {"logits": np.stack(logits), "choices": np.array(choices)}
-
-
-def greedy(llm: LLM, case: Case) -> Arrays:
-    [output] = generate(llm, [prompt(case)], sampling(max_tokens=STEPS, logprobs=VOCAB))
-    return continuation(output)
 
 
 def batch(llm: LLM) -> dict[str, Arrays]:
@@ -98,11 +93,11 @@ def vision(llm: LLM, case: Case) -> Arrays:
     return llm.apply_model(look)[0]
 
 
-def watched(llm: LLM, case: Case, one: Callable[[LLM, Case], Arrays]) -> Arrays:
-    """With the first position of every step, and the experts chosen for the first step's first tokens."""
+def watched(llm: LLM, case: Case) -> Arrays:
+    """`forced`, with the first position of every step, and the experts chosen for the first step's first tokens."""
     watch = Watch()
     llm.apply_model(watch.begin)
-    arrays = one(llm, case)
+    arrays = forced(llm, case)
     llm.apply_model(watch.end)
     return {**arrays, **watch.chosen, "step_starts": np.array(watch.step_starts)}
 

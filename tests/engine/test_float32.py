@@ -42,8 +42,10 @@ def test_experts_and_their_weights_equal_the_reference(engine: str, name: str, r
 
 
 @pytest.mark.parametrize("name", golden.names())
-def test_greedy_continuation_of_one_request_equals_the_reference(name: str, results: RunEngine) -> None:
-    assert_continues(results("latent"), "greedy", name)
+@pytest.mark.parametrize("engine", EVERY)
+def test_every_step_of_a_single_request_equals_the_reference(engine: str, name: str, results: RunEngine) -> None:
+    expected = golden.cases()[name].arrays()["greedy_ids"]
+    assert results(engine)[f"forced/{name}/choices"].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("name", golden.names())
