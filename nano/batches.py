@@ -90,7 +90,7 @@ class Source:
     """An endless, seeded stream of batches."""
 
     def __init__(
-        self, tokenizer: Tokenizer, seed: int, *, held_out: bool = False, size: int = 16, most_turns: int = 5
+        self, tokenizer: Tokenizer, seed: int, *, held_out: bool = False, size: int = 16, most_turns: int = 4
     ) -> None:
         self.writer, self.size, self.most_turns = Writer(tokenizer), size, most_turns
         self.rng = np.random.default_rng(seed)
@@ -110,7 +110,7 @@ class Source:
     def batch(self, kind: str | None = None, only: str | None = None) -> Batch:
         """`kind`: text, shapes, which or words alone; `only`: a task that every conversation is about."""
         rng = self.rng
-        kind = kind or str(rng.choice(("text", "shapes", "which"), p=(0.46, 0.42, 0.12)))
+        kind = kind or str(rng.choice(("text", "shapes", "which"), p=(0.3, 0.5, 0.2)))
         rows, columns = int(rng.choice(SIDES[:3])), int(rng.choice(SIDES))
         if kind == "which":
             rows, columns = int(rng.choice((3, 4))), int(rng.choice((3, 4)))

@@ -47,9 +47,9 @@ def text_scene(width: int, height: int, rng: Generator, style: Style) -> Picture
     on = canvas(width, height, rng, style)
     kinds = [("word",), ("number",), ("word", "number")][int(rng.choice(3, p=(0.3, 0.3, 0.4)))]
     texts: list[Text | None] = []
-    longest = max(3, min(6, (width - 6) // 16))
+    longest = max(3, min(5, (width - 6) // 16))
     for kind in kinds:
-        content = word(rng, style, longest) if kind == "word" else number(rng, min(5, longest))
+        content = word(rng, style, longest) if kind == "word" else number(rng, 3)
         texts.append(add_text(on, kind, content, rng, style))
     shapes = fill(on, int(rng.choice(3, p=(0.6, 0.25, 0.15))), 14, rng, style)
     return Picture(np.asarray(on.image), tuple(shapes), tuple(t for t in texts if t is not None))
@@ -63,7 +63,7 @@ def page_scene(width: int, height: int, rng: Generator, style: Style) -> Picture
     texts: list[Text | None] = []
     for _ in range(14):
         kind = "word" if rng.random() < 0.6 else "number"
-        content = word(rng, style, longest) if kind == "word" else number(rng, min(5, longest))
+        content = word(rng, style, longest) if kind == "word" else number(rng, 3)
         texts.append(add_text(on, kind, content, rng, style))
     return Picture(np.asarray(on.image), tuple(shapes), tuple(t for t in texts if t is not None))
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import questions, vocabulary
-from nano.batches import Batch, held_out, stream
+from nano.batches import Batch, held_out, stream, style
 from nano.labels import CHARACTERS, MOST_CHARACTERS
 from nano.muon import Muon
 from nano.pictures import COLOURS, SHAPES
+from nano.start import initialise
 from tests.oracle.decoder import Moe
 from tests.oracle.kimi_vl import KimiVl, from_config, normalise
 
@@ -88,10 +89,10 @@ def configuration(vocab: int) -> dict[str, Any]:
         "vision_config": {
             "model_type": "moonvit",
             "patch_size": 14,
-            "num_attention_heads": 3,
-            "num_hidden_layers": 5,
-            "hidden_size": 216,
-            "intermediate_size": 648,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 4,
+            "hidden_size": 144,
+            "intermediate_size": 432,
             "init_pos_emb_height": 64,
             "init_pos_emb_width": 64,
             "merge_kernel_size": [2, 2],
@@ -103,7 +104,7 @@ def configuration(vocab: int) -> dict[str, Any]:
             "hidden_size": 192,
             "intermediate_size": 512,
             "moe_intermediate_size": 64,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
             "n_shared_experts": 1,
@@ -152,11 +153,6 @@ def prepare(folder: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(json.dumps(configuration(base + 256), indent=2))
     loaded: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return loaded
-
-
-def initialise(model: KimiVl) -> None:
-    nn.init.normal_(model.language_model.model.embed_tokens.weight, std=0.3)
-    nn.init.normal_(model.language_model.lm_head.weight, std=0.02)
 
 
 class Optimizers:
@@ -261,22 +257,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="run folder: state, log, vocabulary, configuration")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument(
-        "--pages", type=float, default=0.4, help="share of steps that train the tower alone, on crowded pictures"
+        "--pages", type=float, default=0.15, help="share of steps that train the tower alone, on crowded pictures"
     )
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--final", type=float, default=0.03, help="the last learning rate, as a share of the first")
     parser.add_argument("--new-optimizer", action="store_true", help="resume the weights alone")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--examine-every", type=float, default=4, help="minutes")
     train(parser.parse_args())
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
     config = prepare(args.folder)
     model, heads = from_config(config), DenseHeads(config["vision_config"]["hidden_size"])
-    initialise(model)
+    initialise(model, style(held_out=False), args.seed)
     both = nn.ModuleList([model, heads])
     optimizer = Optimizers(both, args.rate)
     state_file = args.folder / "state.pt"
@@ -296,16 +294,17 @@ def train(args: argparse.Namespace) -> None:
         target=feed, args=(str(args.folder), args.seed * 1000 + done, args.batch, args.pages, queue), daemon=True
     )
     worker.start()
-    start = last_examined = last_saved = time.monotonic()
+    begun = _begun(args.folder)
+    last_examined = last_saved = time.time()
     bar = tqdm(total=round(args.minutes * 60), unit="s")
     running: dict[str, float] = {}
     step = done
     with (args.folder / "log.jsonl").open("a") as log:
-        while (elapsed := time.monotonic() - start) < args.minutes * 60:
+        while (elapsed := time.time() - begun) < args.minutes * 60:
             part = elapsed / (args.minutes * 60)
             rate = (
                 args.rate
-                * min(1, (step - done + 1) / 100)
+                * min(1, (step - done + 1) / 40)
                 * (args.final + (1 - args.final) * 0.5 * (1 + math.cos(math.pi * part)))
             )
             optimizer.set_rate(rate)
@@ -321,7 +320,7 @@ def train(args: argparse.Namespace) -> None:
                 seeing=f"{running.get('seeing', 0):.3f}",
                 **{k[:5]: f"{running[k]:.2f}" for k in (*HEAD_SIZES, "characters_right") if k in running},
             )
-            now = time.monotonic()
+            now = time.time()
             if now - last_examined > args.examine_every * 60:
                 record = {
                     "step": step,
@@ -349,6 +348,14 @@ def train(args: argparse.Namespace) -> None:
         )
     save(state_file, both, optimizer, step)
     worker.terminate()
+
+
+def _begun(folder: Path) -> float:
+    """When this run began: the learning rate follows the clock, so a stopped run goes on where the schedule is."""
+    file = folder / "begun"
+    if not file.exists():
+        file.write_text(str(time.time()))
+    return float(file.read_text())
 
 
 def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch) -> dict[str, float]:
