@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MediaWithBytes
 
 from kimi_serve.errors import ImageError
 from kimi_serve.inputs.geometry import Geometry
@@ -72,13 +74,14 @@ def check_urls(parts: Sequence[ImagePart], *, local_files: bool) -> None:
             raise part.refused("image_url: only base64 data URLs are supported: data:image/png;base64,...")
 
 
-def check_sizes(parts: Sequence[ImagePart], images: Sequence[object], geometry: Geometry) -> None:
-    """Refuse an image that the model cannot see, by the place where it is; None stands for a repeated one."""
+def check_images(parts: Sequence[ImagePart], images: Sequence[object], geometry: Geometry) -> None:
+    """Refuse an image that is damaged or that the model cannot see, by its place; None stands for a repeated one."""
     for part, image in zip(parts, images, strict=True):
         if image is None:
             continue
         try:
             geometry.num_tokens(*image.size)  # type: ignore[attr-defined]  # PIL's, or vLLM's wrapper around it
+            _verify(image)
         except ImageError as error:
             raise part.refused(error) from error
 
@@ -86,6 +89,16 @@ def check_sizes(parts: Sequence[ImagePart], images: Sequence[object], geometry: 
 def inlined(parts: Sequence[ImagePart]) -> Iterator[ImagePart]:
     """The parts that can be read again without a fetch."""
     return (part for part in parts if part.scheme == "data")
+
+
+def _verify(image: object) -> None:
+    """Check a PNG's sums. vLLM swallows the error of a damaged one and goes on with a black picture."""
+    if isinstance(image, MediaWithBytes):
+        try:
+            with Image.open(BytesIO(image.original_bytes)) as opened:
+                opened.verify()
+        except (OSError, SyntaxError) as error:  # PIL's words for a broken file
+            raise ImageError(f"image cannot be read: {error}") from error
 
 
 def _is_image(part: object) -> bool:

@@ -105,7 +105,7 @@ class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
         params: ChatParams,
     ) -> TokensPrompt:
         if images is not None and "image" in images:
-            image_parts.check_sizes(parts, images["image"], self._geometry)
+            image_parts.check_images(parts, images["image"], self._geometry)
         prompt = TokensPrompt(prompt_token_ids=self._render(conversation, params))
         if images is not None:
             prompt["multi_modal_data"] = images
