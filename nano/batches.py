@@ -110,7 +110,7 @@ class Source:
     def batch(self, kind: str | None = None, only: str | None = None) -> Batch:
         """`kind`: text, shapes, which or words alone; `only`: a task that every conversation is about."""
         rng = self.rng
-        kind = kind or str(rng.choice(("text", "shapes", "which"), p=(0.3, 0.5, 0.2)))
+        kind = kind or str(rng.choice(("text", "shapes", "which", "words"), p=(0.27, 0.47, 0.16, 0.1)))
         rows, columns = int(rng.choice(SIDES[:3])), int(rng.choice(SIDES))
         if kind == "which":
             rows, columns = int(rng.choice((3, 4))), int(rng.choice((3, 4)))

@@ -149,7 +149,7 @@ def which(pictures: list[Picture], rng: Generator) -> list[Turn]:
 
 
 def text_only(rng: Generator) -> list[Turn]:
-    how = int(rng.integers(4))
+    how = int(rng.integers(6))
     a, b = (str(v) for v in rng.choice(THINGS, 2, replace=False))
     c, d = (str(v) for v in rng.choice(COLOURS, 2, replace=False))
     n, m = (str(v) for v in rng.choice(NAMES, 2, replace=False))
@@ -184,6 +184,9 @@ def text_only(rng: Generator) -> list[Turn]:
                 f"{asked} has a {answer}.",
             )
         ]
+    if how in (3, 4):
+        copied = invented_letters(rng)
+        return [Turn("text", f"Repeat {copied}", copied, f"It says {copied}.")]
     greeting = pick(rng, "Hello", "Hi", "Hello!", "Hi there")
     who = pick(rng, "What are you?", "Who are you?")
     turns = [
@@ -196,6 +199,12 @@ def text_only(rng: Generator) -> list[Turn]:
         Turn("chat", pick(rng, "Thanks", "Thank you", "Thanks!"), "You are welcome."),
     ]
     return [turns[int(rng.integers(3))]]
+
+
+def invented_letters(rng: Generator) -> str:
+    """Letters or digits to copy: copying is half of reading."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if rng.random() < 0.6 else "0123456789"
+    return "".join(alphabet[int(k)] for k in rng.integers(0, len(alphabet), int(rng.integers(2, 6))))
 
 
 def vocabulary() -> list[str]:

@@ -17,6 +17,7 @@ from tests.oracle.moonvit import Block
 # Which neighbour (columns, rows) each head looks at in the first blocks: strokes continue in the next patch.
 NEIGHBOURS = (((-1, 0), (1, 0)), ((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((-2, 0), (2, 0)))
 SHARPNESS = 4.9
+PICTURES = 400  # whose patches are whitened
 
 
 def initialise(model: KimiVl, style: Style, seed: int) -> None:
@@ -37,7 +38,7 @@ def initialise(model: KimiVl, style: Style, seed: int) -> None:
 def sample_patches(style: Style, seed: int) -> Tensor:
     """(patches, 3*14*14) in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    pictures = [(text_scene if k % 3 else shape_scene)(112, 84, rng, style) for k in range(400)]
+    pictures = [(text_scene if k % 3 else shape_scene)(112, 84, rng, style) for k in range(PICTURES)]
     patches = np.concatenate([patchify(p.pixels) for p in pictures])
     return torch.from_numpy(patches).flatten(1).float() / 127.5 - 1
 

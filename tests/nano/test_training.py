@@ -6,23 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from kimi_serve.inputs.chat import render_text
 from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.inputs.tokenizer import Tokenizer
-from nano import batches, export
+from nano import batches, export, start
 from nano.batches import Batch, Source, Writer
+from nano.learning import learn
 from nano.questions import DEFAULT_SYSTEM, Turn
-from nano.train import DenseHeads, Optimizers, learn, prepare, save
-from tests.oracle.kimi_vl import KimiVl, from_config, load
-
-Run = tuple[KimiVl, DenseHeads, nn.ModuleList, Optimizers]
+from nano.train import Run, prepare
 
 
 @pytest.fixture(autouse=True)
 def own_font(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "find", lambda names: [""])
+    monkeypatch.setattr(start, "PICTURES", 12)
 
 
 @pytest.fixture
@@ -32,11 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def begin(folder: Path) -> Run:
-    torch.manual_seed(0)
-    config = prepare(folder)
-    model, heads = from_config(config), DenseHeads(config["vision_config"]["hidden_size"])
-    both = nn.ModuleList([model, heads])
-    return model, heads, both, Optimizers(both, 1e-3)
+    return Run(folder, rate=1e-3, seed=0, init_from=None)
 
 
 def two_batches(folder: Path) -> list[Batch]:
@@ -45,48 +39,55 @@ def two_batches(folder: Path) -> list[Batch]:
 
 
 def step(run: Run, batch: Batch) -> None:
-    model, heads, _, optimizer = run
-    learn(model, heads, optimizer, batch)
+    learn(run.model, run.heads, run.optimizer, batch)
 
 
-def test_saved_run_goes_on_as_if_it_had_never_stopped(folder: Path) -> None:
-    first, second = two_batches(folder)
-    whole = begin(folder)
+def test_saved_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    whole = begin(tmp_path)
+    first, second = two_batches(tmp_path)
     step(whole, first)
-    save(folder / "state.pt", whole[2], whole[3], 1)
+    whole.save()
     step(whole, second)
-    resumed = begin(folder)
-    state = torch.load(folder / "state.pt", weights_only=True)
-    resumed[2].load_state_dict(state["model"])
-    resumed[3].load_state_dict(state["optimizer"])
+    resumed = begin(tmp_path)
     step(resumed, second)
-    for name, value in whole[2].state_dict().items():
-        torch.testing.assert_close(resumed[2].state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
+    for name, value in whole.both.state_dict().items():
+        torch.testing.assert_close(resumed.both.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
 
 
-def test_training_moves_the_correction_bias(folder: Path) -> None:
-    run = begin(folder)
-    step(run, two_batches(folder)[1])
-    bias = [b for n, b in run[0].named_buffers() if n.endswith("e_score_correction_bias")]
+def test_exported_weights_are_where_a_run_on_another_machine_begins(tmp_path: Path) -> None:
+    first = begin(tmp_path / "first")
+    first.save()
+    export.export(tmp_path / "first", tmp_path / "published")
+    second = Run(tmp_path / "second", rate=1e-3, seed=1, init_from=tmp_path / "published")
+    for name, value in first.model.state_dict().items():
+        rounded = value if name.endswith(export.BIAS) else value.bfloat16().float()
+        torch.testing.assert_close(second.model.state_dict()[name], rounded, rtol=0, atol=0, msg=name)
+
+
+def test_log_is_drawn_as_a_plot(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    run.note({"answers": 1.5, "seeing": 2.0})
+    run.write_log(1.0, {"number": 0.5})
+    run.write_log(2.0, {"number": 0.75})
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+
+
+def test_training_moves_the_correction_bias(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    step(run, two_batches(tmp_path)[1])
+    bias = [b for n, b in run.model.named_buffers() if n.endswith("e_score_correction_bias")]
     assert bias
     assert all(b.abs().max() > 0 for b in bias)
 
 
-def test_export_is_the_trained_model_rounded_to_bfloat16(folder: Path, tmp_path: Path) -> None:
-    model, _, both, optimizer = begin(folder)
-    save(folder / "state.pt", both, optimizer, 0)
-    target = tmp_path / "published"
-    assert export.export(folder, target) <= 25e6
-    back = load(target).state_dict()
-    for name, value in model.state_dict().items():
-        rounded = value if name.endswith(export.BIAS) else value.bfloat16().float()
-        torch.testing.assert_close(back[name], rounded, rtol=0, atol=0, msg=name)
+def test_export_is_small_enough_to_bundle(tmp_path: Path) -> None:
+    begin(tmp_path).save()
+    assert export.export(tmp_path, tmp_path / "published") <= 25e6
 
 
-def test_export_is_read_by_the_packages_own_config(folder: Path, tmp_path: Path) -> None:
-    _, _, both, optimizer = begin(folder)
-    save(folder / "state.pt", both, optimizer, 0)
-    export.export(folder, tmp_path / "published")
+def test_export_is_read_by_the_packages_own_config(tmp_path: Path) -> None:
+    begin(tmp_path).save()
+    export.export(tmp_path, tmp_path / "published")
     checkpoint = load_checkpoint(tmp_path / "published")
     tokenizer = Tokenizer.from_directory(tmp_path / "published")
     assert checkpoint.model.media_placeholder_token_id == tokenizer.special_id("<|media_pad|>")

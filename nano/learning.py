@@ -1,0 +1,76 @@
+"""One step of learning, and examinations. Knows a model and a batch; no clock, no file."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nano.batches import Batch
+from nano.heads import DenseHeads
+from nano.optimizers import Optimizers
+from tests.oracle.decoder import Moe
+from tests.oracle.kimi_vl import KimiVl, normalise
+
+
+def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch) -> dict[str, float]:
+    features, rows = see(model, batch)
+    loss, stats = torch.zeros(()), dict[str, float]()
+    if features is not None:
+        seeing, stats = heads.loss(features, {k: torch.from_numpy(v) for k, v in batch.labels.items()})
+        stats["seeing"] = float(seeing.detach())
+        loss = seeing
+    if batch.tasks:
+        answers, correct, _ = answer_loss(model, batch, rows)
+        loss = answers + 0.3 * loss
+        stats |= {"answers": float(answers.detach()), "tokens_right": float(correct.float().mean())}
+        stats["busiest_expert"] = max(balance(model))
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimizer.parameters(), 1.0)
+    optimizer.step()
+    return stats
+
+
+def see(model: KimiVl, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    """Tower features and projected rows of a batch's pictures."""
+    if not len(batch.patches):
+        return None, None
+    features = model.vision_tower(normalise(torch.from_numpy(batch.patches)), batch.rows, batch.columns)
+    return features, model.multi_modal_projector(features).flatten(0, 1)
+
+
+def answer_loss(model: KimiVl, batch: Batch, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss over answer tokens; which predictions are right; which answer each belongs to."""
+    hidden = model.hidden(torch.from_numpy(batch.ids), rows)
+    targets = torch.from_numpy(batch.targets)
+    where = targets >= 0
+    logits = model.logits(hidden[where])
+    return (
+        F.cross_entropy(logits, targets[where]),
+        logits.argmax(-1) == targets[where],
+        torch.from_numpy(batch.answers)[where],
+    )
+
+
+@torch.no_grad()
+def examine(model: KimiVl, batches: list[Batch]) -> dict[str, float]:
+    """Share of answers that are right to the last token: greedy decoding would give exactly these."""
+    right: dict[str, list[bool]] = {}
+    for batch in batches:
+        _, rows = see(model, batch)
+        _, correct, answers = answer_loss(model, batch, rows)
+        for number, task in enumerate(batch.tasks):
+            right.setdefault(task, []).append(bool(correct[answers == number].all()))
+    return {task: round(sum(v) / len(v), 3) for task, v in right.items()}
+
+
+def balance(model: KimiVl, step: float = 0.001) -> list[float]:
+    """Raise the bias of experts with too few tokens, lower that of busy ones; the load's largest share per layer."""
+    shares = []
+    for module in model.modules():
+        if isinstance(module, Moe) and module.last_ids is not None:
+            load = torch.bincount(module.last_ids.flatten(), minlength=len(module.experts)).float()
+            module.gate.e_score_correction_bias += step * torch.sign(load.mean() - load)
+            shares.append(float(load.max() / load.sum()))
+    return shares
