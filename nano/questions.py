@@ -210,7 +210,13 @@ def invented_letters(rng: Generator) -> str:
 def vocabulary() -> list[str]:
     """Texts whose words deserve a token."""
     words = [*COLOURS, *SHAPES, *(plural(s) for s in SHAPES), *THINGS, *NAMES]
-    texts = [" " + " ".join(words), "system user assistant image", DEFAULT_SYSTEM, THINK]
+    texts = [
+        " " + " ".join(words),
+        "\n".join((*COLOURS, *SHAPES)),
+        "system user assistant image",
+        DEFAULT_SYSTEM,
+        THINK,
+    ]
     import numpy as np
 
     rng = np.random.default_rng(0)

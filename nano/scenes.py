@@ -71,7 +71,9 @@ def page_scene(width: int, height: int, rng: Generator, style: Style) -> Picture
 def shape_scene(width: int, height: int, rng: Generator, style: Style, most: int = 6) -> Picture:
     """One to six shapes; a few colours and kinds repeat, so that counting by colour or kind has something to count."""
     on = canvas(width, height, rng, style)
-    count = int(rng.integers(1, most + 1))
+    # Few shapes more often than many: one alone is where naming and pointing begin.
+    share = np.array([4, 2, 1.5, 1, 1, 1][:most])
+    count = 1 + int(rng.choice(most, p=share / share.sum()))
     shapes = fill(on, count, 24 if count < 3 else 15, rng, style)
     return Picture(np.asarray(on.image), tuple(shapes), ())
 
