@@ -1,4 +1,4 @@
-"""Training-only heads that read the tower patch by patch. Knows labels; exported nowhere."""
+"""Training-only heads that read what the decoder is given. Knows labels; exported nowhere."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ HEAD_SIZES = {
 }
 
 
+PATCHES = 4  # of a token
+
+
 class DenseHeads(nn.Module):
-    """What stands in every patch, read off the tower. Training only: the tower learns to see before it is asked."""
+    """What stands in every patch, read off the projected rows: the model learns to see before it is asked."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in HEAD_SIZES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, PATCHES * size) for name, size in HEAD_SIZES.items()})
 
-    def loss(self, features: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """features (pictures, tokens, 4, hidden)."""
-        out = {name: head(self.norm(features)) for name, head in self.heads.items()}
+    def loss(self, rows: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """rows (pictures*tokens, hidden); labels (pictures, tokens, 4, ...)."""
+        leading = labels["shape"].shape  # (pictures, tokens, 4)
+        normed = self.norm(rows)
+        out = {name: head(normed).view(*leading, HEAD_SIZES[name]) for name, head in self.heads.items()}
         character = out["character"].unflatten(-1, (2, -1))
         place = out["place"].unflatten(-1, (2, -1))
         weight = torch.ones(1 + len(CHARACTERS))
@@ -42,12 +47,12 @@ class DenseHeads(nn.Module):
             "character": F.cross_entropy(character.flatten(0, -2), labels["character"].flatten(), weight=weight),
             "place": F.cross_entropy(place.flatten(0, -2), labels["place"].flatten(), ignore_index=-100)
             if (labels["place"] >= 0).any()
-            else features.sum() * 0,
+            else rows.sum() * 0,
             "shape": F.cross_entropy(out["shape"].flatten(0, -2), labels["shape"].flatten(), weight=shape_weight),
             "colour": F.cross_entropy(out["colour"].flatten(0, -2), labels["colour"].flatten(), ignore_index=-100)
             if seen.any()
-            else features.sum() * 0,
-            "offset": 10 * ((out["offset"] - labels["offset"])[seen] ** 2).mean() if seen.any() else features.sum() * 0,
+            else rows.sum() * 0,
+            "offset": 10 * ((out["offset"] - labels["offset"])[seen] ** 2).mean() if seen.any() else rows.sum() * 0,
         }
         there = labels["character"] > 0
         right = (character.argmax(-1) == labels["character"])[there]

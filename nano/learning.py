@@ -14,10 +14,10 @@ from tests.oracle.kimi_vl import KimiVl, normalise
 
 
 def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch) -> dict[str, float]:
-    features, rows = see(model, batch)
+    rows = see(model, batch)
     loss, stats = torch.zeros(()), dict[str, float]()
-    if features is not None:
-        seeing, stats = heads.loss(features, {k: torch.from_numpy(v) for k, v in batch.labels.items()})
+    if rows is not None:
+        seeing, stats = heads.loss(rows, {k: torch.from_numpy(v) for k, v in batch.labels.items()})
         stats["seeing"] = float(seeing.detach())
         loss = seeing
     if batch.tasks:
@@ -32,12 +32,11 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
     return stats
 
 
-def see(model: KimiVl, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-    """Tower features and projected rows of a batch's pictures."""
+def see(model: KimiVl, batch: Batch) -> Tensor | None:
+    """Projected rows of a batch's pictures, (pictures*tokens, hidden)."""
     if not len(batch.patches):
-        return None, None
-    features = model.vision_tower(normalise(torch.from_numpy(batch.patches)), batch.rows, batch.columns)
-    return features, model.multi_modal_projector(features).flatten(0, 1)
+        return None
+    return model.see(normalise(torch.from_numpy(batch.patches)), batch.rows, batch.columns).flatten(0, 1)
 
 
 def answer_loss(model: KimiVl, batch: Batch, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +57,7 @@ def examine(model: KimiVl, batches: list[Batch]) -> dict[str, float]:
     """Share of answers that are right to the last token: greedy decoding would give exactly these."""
     right: dict[str, list[bool]] = {}
     for batch in batches:
-        _, rows = see(model, batch)
+        rows = see(model, batch)
         _, correct, answers = answer_loss(model, batch, rows)
         for number, task in enumerate(batch.tasks):
             right.setdefault(task, []).append(bool(correct[answers == number].all()))

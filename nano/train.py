@@ -73,7 +73,7 @@ class Run:
         torch.manual_seed(seed)
         self.folder = folder
         config = prepare(folder)
-        self.model, self.heads = from_config(config), DenseHeads(config["vision_config"]["hidden_size"])
+        self.model, self.heads = from_config(config), DenseHeads(config["text_config"]["hidden_size"])
         self.both = nn.ModuleList([self.model, self.heads])
         self.optimizer = Optimizers(self.both, rate)
         self.step = 0
