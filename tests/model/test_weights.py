@@ -186,10 +186,10 @@ def test_quantized_checkpoint_still_refuses_a_bias_of_another_shape():
 @pytest.mark.engine
 def test_full_size_model_builds_without_memory(tmp_path, golden_pack):
     """vLLM's own construction of our class; nothing is allocated."""
-    for name in ("preprocessor_config.json", "tokenizer_config.json"):
-        shutil.copy(golden_pack / "checkpoint" / name, tmp_path)
+    shutil.copy(golden_pack / "checkpoint" / "preprocessor_config.json", tmp_path)
     shutil.copy(FULL_SIZE_CONFIG, tmp_path / "config.json")
     write_vocabulary(tmp_path)
+    write_special_tokens(golden_pack / "checkpoint" / "tokenizer_config.json", tmp_path)
     ran = run_python("-m", "tests.model.build_full_size", str(tmp_path))
     assert ran.returncode == 0, ran.stderr[-4000:]
     built = json.loads(ran.stdout.splitlines()[-1])
@@ -222,6 +222,14 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         timeout=240,
         check=False,
     )
+
+
+def write_special_tokens(golden: Path, folder: Path) -> None:
+    """The golden names at the published ids, which follow the published 163,584 byte pairs."""
+    config = json.loads(golden.read_text())
+    shift = 163_584 - 1024
+    config["added_tokens_decoder"] = {str(int(i) + shift): token for i, token in config["added_tokens_decoder"].items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def write_vocabulary(directory: Path) -> None:
