@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from nano.scenes import page_scene, shape_scene, text_scene
 
 SIDES = (3, 4, 5, 6)  # tokens of 28 pixels
 IGNORED = -100
+KINDS = ("text", "shapes", "which", "words")  # of conversations
+MIX = (0.27, 0.47, 0.16, 0.1)
 
 
 @dataclass(slots=True)
@@ -90,11 +92,19 @@ class Source:
     """An endless, seeded stream of batches."""
 
     def __init__(
-        self, tokenizer: Tokenizer, seed: int, *, held_out: bool = False, size: int = 16, most_turns: int = 4
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        held_out: bool = False,
+        size: int = 16,
+        most_turns: int = 4,
+        mix: Sequence[float] = MIX,
     ) -> None:
         self.writer, self.size, self.most_turns = Writer(tokenizer), size, most_turns
         self.rng = np.random.default_rng(seed)
         self.style = style(held_out)
+        self.mix = np.array(mix) / sum(mix)
 
     def picture(self, rows: int, columns: int, kind: str) -> Picture:
         """A picture that is padded to rows x columns tokens: half of them exactly that large."""
@@ -110,7 +120,7 @@ class Source:
     def batch(self, kind: str | None = None, only: str | None = None) -> Batch:
         """`kind`: text, shapes, which or words alone; `only`: a task that every conversation is about."""
         rng = self.rng
-        kind = kind or str(rng.choice(("text", "shapes", "which", "words"), p=(0.27, 0.47, 0.16, 0.1)))
+        kind = kind or str(rng.choice(KINDS, p=self.mix))
         rows, columns = int(rng.choice(SIDES[:3])), int(rng.choice(SIDES))
         if kind == "which":
             rows, columns = int(rng.choice((3, 4))), int(rng.choice((3, 4)))
@@ -188,8 +198,8 @@ def held_out(tokenizer: Tokenizer, each: int, seed: int = 12345) -> list[Batch]:
     return [*batches, source.batch("words", "text")]
 
 
-def stream(folder: str, seed: int, size: int, pages: float) -> Iterator[Batch]:
+def stream(folder: str, seed: int, size: int, pages: float, mix: Sequence[float]) -> Iterator[Batch]:
     """`pages`: the share of batches that are crowded pictures without a conversation."""
-    source = Source(Tokenizer.from_directory(Path(folder)), seed, size=size)
+    source = Source(Tokenizer.from_directory(Path(folder)), seed, size=size, mix=mix)
     while True:
         yield source.pages() if source.rng.random() < pages else source.batch()

@@ -149,44 +149,60 @@ def which(pictures: list[Picture], rng: Generator) -> list[Turn]:
 
 
 def text_only(rng: Generator) -> list[Turn]:
+    """A few turns that need no picture: facts to find again, letters to copy, small talk."""
     how = int(rng.integers(6))
-    a, b = (str(v) for v in rng.choice(THINGS, 2, replace=False))
-    c, d = (str(v) for v in rng.choice(COLOURS, 2, replace=False))
-    n, m = (str(v) for v in rng.choice(NAMES, 2, replace=False))
-    if how == 0:
-        asked, answer = ((a, c), (b, d))[int(rng.integers(2))]
-        return [
-            Turn(
-                "text",
-                f"The {a} is {c} and the {b} is {d}. What colour is the {asked}?",
-                answer,
-                f"The {asked} is {answer}.",
-            )
-        ]
-    if how == 1:
-        x, y = (int(v) for v in rng.integers(1, 100, 2))
-        asked, number = ((n, x), (m, y))[int(rng.integers(2))]
-        return [
-            Turn(
-                "text",
-                f"{n} has {x} books and {m} has {y} books. How many books does {asked} have?",
-                str(number),
-                f"{asked} has {number} books.",
-            )
-        ]
-    if how == 2:
-        asked, answer = ((n, a), (m, b))[int(rng.integers(2))]
-        return [
-            Turn(
-                "text",
-                f"{n} has a {a}. {m} has a {b}. What does {asked} have?",
-                f"a {answer}",
-                f"{asked} has a {answer}.",
-            )
-        ]
-    if how in (3, 4):
-        copied = invented_letters(rng)
-        return [Turn("text", f"Repeat {copied}", copied, f"It says {copied}.")]
+    if how < 3:
+        return facts(rng, (colours, belongings, amounts)[how])
+    if how < 5:
+        return [repeat(rng) for _ in range(int(rng.integers(1, 5)))]
+    return [small_talk(rng)]
+
+
+Fact = tuple[str, str, str, str]  # what is said, what is asked, the answer, the thought
+
+
+def facts(rng: Generator, kind: Callable[[Generator, int], list[Fact]]) -> list[Turn]:
+    """Two to five facts in the first turn, and questions about some of them, one a turn."""
+    told = kind(rng, int(rng.integers(2, 6)))
+    said = " ".join(fact[0] for fact in told)
+    asked = [told[int(k)] for k in rng.permutation(len(told))[: int(rng.integers(1, 5))]]
+    turns = [Turn("text", question, answer, thought) for _, question, answer, thought in asked]
+    return [Turn("text", f"{said} {turns[0].question}", turns[0].answer, turns[0].thought), *turns[1:]]
+
+
+def colours(rng: Generator, count: int) -> list[Fact]:
+    things = [str(t) for t in rng.choice(THINGS, count, replace=False)]
+    shades = [str(c) for c in rng.choice(COLOURS, count)]
+    return [
+        (f"The {t} is {c}.", f"What colour is the {t}?", c, f"The {t} is {c}.")
+        for t, c in zip(things, shades, strict=True)
+    ]
+
+
+def belongings(rng: Generator, count: int) -> list[Fact]:
+    names = [str(n) for n in rng.choice(NAMES, count, replace=False)]
+    things = [str(t) for t in rng.choice(THINGS, count)]
+    return [
+        (f"{n} has a {t}.", f"What does {n} have?", f"a {t}", f"{n} has a {t}.")
+        for n, t in zip(names, things, strict=True)
+    ]
+
+
+def amounts(rng: Generator, count: int) -> list[Fact]:
+    names = [str(n) for n in rng.choice(NAMES, count, replace=False)]
+    numbers = [int(k) for k in rng.integers(1, 100, count)]
+    return [
+        (f"{n} has {k} books.", f"How many books does {n} have?", str(k), f"{n} has {k} books.")
+        for n, k in zip(names, numbers, strict=True)
+    ]
+
+
+def repeat(rng: Generator) -> Turn:
+    copied = invented_letters(rng)
+    return Turn("text", f"Repeat {copied}", copied, f"It says {copied}.")
+
+
+def small_talk(rng: Generator) -> Turn:
     greeting = pick(rng, "Hello", "Hi", "Hello!", "Hi there")
     who = pick(rng, "What are you?", "Who are you?")
     turns = [
@@ -198,7 +214,7 @@ def text_only(rng: Generator) -> list[Turn]:
         ),
         Turn("chat", pick(rng, "Thanks", "Thank you", "Thanks!"), "You are welcome."),
     ]
-    return [turns[int(rng.integers(3))]]
+    return turns[int(rng.integers(3))]
 
 
 def invented_letters(rng: Generator) -> str:

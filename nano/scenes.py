@@ -72,7 +72,7 @@ def shape_scene(width: int, height: int, rng: Generator, style: Style, most: int
     """One to six shapes; a few colours and kinds repeat, so that counting by colour or kind has something to count."""
     on = canvas(width, height, rng, style)
     # Few shapes more often than many: one alone is where naming and pointing begin.
-    share = np.array([4, 2, 1.5, 1, 1, 1][:most])
+    share = np.array([8, 2, 1, 1, 1, 1][:most])
     count = 1 + int(rng.choice(most, p=share / share.sum()))
     shapes = fill(on, count, 24 if count < 3 else 15, rng, style)
     return Picture(np.asarray(on.image), tuple(shapes), ())

@@ -12,6 +12,7 @@ import multiprocessing as mp
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import questions, vocabulary
-from nano.batches import held_out, stream, style
+from nano.batches import KINDS, MIX, held_out, stream, style
 from nano.configuration import configuration
 from nano.heads import HEAD_SIZES, DenseHeads
 from nano.learning import examine, learn
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--pages", type=float, default=0.15, help="share of steps on crowded pictures, for the tower alone"
     )
+    parser.add_argument("--mix", type=float, nargs=4, default=MIX, metavar="SHARE", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--batch", type=int, default=12, help="conversations a step")
     parser.add_argument("--rate", type=float, default=2.5e-3, help="highest learning rate")
     parser.add_argument("--final", type=float, default=0.03, help="the last learning rate, as a share of the highest")
@@ -161,15 +163,17 @@ def _start_feeding(args: argparse.Namespace, step: int) -> tuple[Any, Any]:
     context = mp.get_context("spawn")
     queue = context.Queue(8)
     seed = args.seed * 1000 + step
-    worker = context.Process(target=feed, args=(str(args.folder), seed, args.batch, args.pages, queue), daemon=True)
+    worker = context.Process(
+        target=feed, args=(str(args.folder), seed, args.batch, args.pages, args.mix, queue), daemon=True
+    )
     worker.start()
     return queue, worker
 
 
-def feed(folder: str, seed: int, size: int, pages: float, queue: Any) -> None:
+def feed(folder: str, seed: int, size: int, pages: float, mix: Sequence[float], queue: Any) -> None:
     os.nice(5)
     torch.set_num_threads(1)
-    for batch in stream(folder, seed, size, pages):
+    for batch in stream(folder, seed, size, pages, mix):
         queue.put(batch)
 
 

@@ -23,10 +23,9 @@ ASK_TIMEOUT = 5.0  # seconds for one answer of /health
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 NANO_NOTE = """\
-kimi-vl-nano is a very small Kimi-VL, trained on synthetic pictures to show that everything works. It reads printed
-words and numbers, names colours and shapes, counts, and points, on pictures like those it was trained on. It is
-NOT Kimi-VL: on photographs and open questions it is wrong most of the time. For real answers:
-kimi-serve up DIRECTORY_OF_KIMI_VL"""
+kimi-vl-nano is a very small model in Kimi-VL's layout, trained for about an hour on synthetic pictures to show that the
+server works. It is NOT Kimi-VL, its training is not finished, and most of its answers are WRONG: its README.md, beside
+the weights, has the figures. For real answers: kimi-serve up DIRECTORY_OF_KIMI_VL"""
 
 
 @dataclass(frozen=True, slots=True)
