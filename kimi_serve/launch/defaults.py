@@ -12,6 +12,9 @@ from kimi_serve.launch.machine import Machine
 PLUGIN = "kimi_serve"
 VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
+# Said aloud, vLLM without our plugin ends with "No tokenizer registered", and never serves its own class.
+OURS = {"--tokenizer-mode": "kimi_vl"}
+
 # vLLM refuses every tool_choice but "none" without a parser, and only its front end knows these two.
 TOOLS = {"--enable-auto-tool-choice": "", "--tool-call-parser": "kimi_vl"}
 
@@ -53,7 +56,7 @@ def plan(wish: Wish, machine: Machine, footprint: Footprint | None, vllm: Path) 
         environment = {}
     if wish.is_local and Path(wish.model).resolve() == BUNDLED:
         chosen["--served-model-name"] = BUNDLED.name
-    chosen |= TOOLS
+    chosen |= OURS | TOOLS
     defaults = [word for flag, value in chosen.items() if flag not in said for word in (flag, value) if word]
     environment |= {key: value for key, value in _common_environment(wish).items() if key not in wish.environ}
     return Plan((str(vllm), "serve", wish.model, *defaults, *wish.arguments), environment, tuple(notes))

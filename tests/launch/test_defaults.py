@@ -194,9 +194,15 @@ def test_an_allow_list_with_the_plugin_is_left_alone() -> None:
 def test_on_gpus_vllm_sizes_the_context_itself() -> None:
     here = machine(engine="gpu", gpus=(Gpu("H100", 80 << 30),))
     made = plan(here, LARGE)
-    assert chosen(made) == {"--max-model-len": "auto", "--max-num-batched-tokens": "8192", **defaults.TOOLS}
+    sizes = {"--max-model-len": "auto", "--max-num-batched-tokens": "8192"}
+    assert chosen(made) == {**sizes, **defaults.OURS, **defaults.TOOLS}
     assert "LD_PRELOAD" not in made.environment
     assert made.notes == ()
+
+
+def test_our_tokenizer_is_named_so_that_vllm_without_the_plugin_ends() -> None:
+    argv = plan(machine(), SMALL).argv
+    assert argv[argv.index("--tokenizer-mode") + 1] == "kimi_vl"
 
 
 def test_a_person_chooses_another_tool_parser() -> None:
