@@ -148,6 +148,16 @@ class Source:
         pictures = [self.picture(rows, columns, "page" if self.rng.random() < 0.75 else "shapes") for _ in range(16)]
         return self._pack(rows * 2, columns * 2, pictures, [([0], [-1], [])])
 
+    def copies(self, count: int = 32, length: int = 28) -> Batch:
+        """Random tokens, twice: every second token can be found again, which is what attention must learn first."""
+        base = min(self.writer.special.values()) - 2
+        half = self.rng.integers(32, base, (count, length))
+        ids = np.concatenate([half, half], 1)
+        targets = np.full_like(ids, IGNORED)
+        targets[:, length - 1 : -1] = half
+        answers = np.where(targets >= 0, np.arange(count)[:, None], -1)
+        return Batch(2, 2, np.zeros((0, 4, 3, 14, 14), np.uint8), {}, ids, targets, answers, ["copy"] * count)
+
     def _conversation(self, kind: str, rows: int, columns: int) -> tuple[list[Picture], list[Turn]]:
         if kind == "words":
             return [], questions.text_only(self.rng)
@@ -198,8 +208,9 @@ def held_out(tokenizer: Tokenizer, each: int, seed: int = 12345) -> list[Batch]:
     return [*batches, source.batch("words", "text")]
 
 
-def stream(folder: str, seed: int, size: int, pages: float, mix: Sequence[float]) -> Iterator[Batch]:
-    """`pages`: the share of batches that are crowded pictures without a conversation."""
+def stream(folder: str, seed: int, size: int, pages: float, copies: float, mix: Sequence[float]) -> Iterator[Batch]:
+    """`pages`, `copies`: the shares of batches that are crowded pictures, and doubled text, without a conversation."""
     source = Source(Tokenizer.from_directory(Path(folder)), seed, size=size, mix=mix)
     while True:
-        yield source.pages() if source.rng.random() < pages else source.batch()
+        kind = source.rng.random()
+        yield source.pages() if kind < pages else source.copies() if kind < pages + copies else source.batch()

@@ -23,7 +23,8 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
     if batch.tasks:
         answers, correct, _ = answer_loss(model, batch, rows)
         loss = answers + 0.3 * loss
-        stats |= {"answers": float(answers.detach()), "tokens_right": float(correct.float().mean())}
+        name = "copying" if batch.tasks[0] == "copy" else "answers"
+        stats |= {name: float(answers.detach()), f"{name}_right": float(correct.float().mean())}
         stats["busiest_expert"] = max(balance(model))
     optimizer.zero_grad()
     loss.backward()

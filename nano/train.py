@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument(
         "--pages", type=float, default=0.15, help="share of steps on crowded pictures, for the tower alone"
     )
+    parser.add_argument(
+        "--copies", type=float, default=0.15, help="share of steps on doubled text, for the decoder alone"
+    )
     parser.add_argument("--mix", type=float, nargs=4, default=MIX, metavar="SHARE", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--batch", type=int, default=12, help="conversations a step")
     parser.add_argument("--rate", type=float, default=2.5e-3, help="highest learning rate")
@@ -154,7 +157,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _short(figures: dict[str, float]) -> dict[str, str]:
-    shown = ("answers", "seeing", *HEAD_SIZES, "characters_right")
+    shown = ("answers", "copying", "seeing", *HEAD_SIZES, "characters_right")
     return {name[:5]: f"{figures[name]:.2f}" for name in shown if name in figures}
 
 
@@ -164,16 +167,16 @@ def _start_feeding(args: argparse.Namespace, step: int) -> tuple[Any, Any]:
     queue = context.Queue(8)
     seed = args.seed * 1000 + step
     worker = context.Process(
-        target=feed, args=(str(args.folder), seed, args.batch, args.pages, args.mix, queue), daemon=True
+        target=feed, args=(str(args.folder), seed, args.batch, args.pages, args.copies, args.mix, queue), daemon=True
     )
     worker.start()
     return queue, worker
 
 
-def feed(folder: str, seed: int, size: int, pages: float, mix: Sequence[float], queue: Any) -> None:
+def feed(folder: str, seed: int, size: int, pages: float, copies: float, mix: Sequence[float], queue: Any) -> None:
     os.nice(5)
     torch.set_num_threads(1)
-    for batch in stream(folder, seed, size, pages, mix):
+    for batch in stream(folder, seed, size, pages, copies, mix):
         queue.put(batch)
 
 
