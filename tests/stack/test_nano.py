@@ -34,7 +34,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Po
             break
     assert "Ctrl-C" in seen, f"{seen}\n{log.read_text(errors='replace')[-4000:]}"
     yield process, f"http://127.0.0.1:{port}/v1", seen
-    process.kill()
+    process.terminate()
+    process.communicate(timeout=60)  # also closes the pipe
 
 
 def test_the_greeting_says_what_the_model_is_not(up: tuple[subprocess.Popen[str], str, str]) -> None:
