@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,26 @@ from nano.scenes import page_scene, shape_scene, text_scene
 
 SIDES = (3, 4, 5, 6)  # tokens of 28 pixels
 IGNORED = -100
-KINDS = ("text", "shapes", "which", "words")  # of conversations
-MIX = (0.27, 0.47, 0.16, 0.1)
+KINDS = ("text", "page", "shapes", "which", "words")  # of conversations
+CROWD = 40  # pictures of a step that trains the tower alone
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What is practised until a share of the time is over."""
+
+    until: float
+    pages: float  # share of steps on crowded pictures, for the tower alone
+    copies: float  # share of steps on doubled text, for the decoder alone
+    mix: tuple[float, ...]  # of KINDS, in the other steps
+
+
+# First see, and find again what stands in a text; then say all that is seen; then answer.
+LESSONS = (
+    Lesson(0.22, 0.85, 0.15, (1, 0, 0, 0, 0)),
+    Lesson(0.45, 0.15, 0.05, (0.25, 0.35, 0.4, 0, 0)),
+    Lesson(1.0, 0.06, 0.04, (0.27, 0.08, 0.42, 0.14, 0.09)),
+)
 
 
 @dataclass(slots=True)
@@ -29,7 +47,7 @@ class Batch:
     rows: int  # patches
     columns: int
     patches: np.ndarray  # (pictures, rows*columns, 3, 14, 14) uint8
-    labels: dict[str, np.ndarray]  # (pictures, tokens, 4, ...)
+    labels: dict[str, np.ndarray]  # (pictures, tokens, ...)
     ids: np.ndarray  # (conversations, length)
     targets: np.ndarray  # (conversations, length): the next token where it belongs to an answer
     answers: np.ndarray  # (conversations, length): number of the answer that the target belongs to, or -1
@@ -99,12 +117,10 @@ class Source:
         held_out: bool = False,
         size: int = 16,
         most_turns: int = 4,
-        mix: Sequence[float] = MIX,
     ) -> None:
         self.writer, self.size, self.most_turns = Writer(tokenizer), size, most_turns
         self.rng = np.random.default_rng(seed)
         self.style = style(held_out)
-        self.mix = np.array(mix) / sum(mix)
 
     def picture(self, rows: int, columns: int, kind: str) -> Picture:
         """A picture that is padded to rows x columns tokens: half of them exactly that large."""
@@ -117,10 +133,9 @@ class Source:
             if picture.texts or picture.shapes:
                 return picture
 
-    def batch(self, kind: str | None = None, only: str | None = None) -> Batch:
-        """`kind`: text, shapes, which or words alone; `only`: a task that every conversation is about."""
+    def batch(self, kind: str, only: str | None = None) -> Batch:
+        """`kind`: one of KINDS; `only`: a task that every conversation is about."""
         rng = self.rng
-        kind = kind or str(rng.choice(KINDS, p=self.mix))
         rows, columns = int(rng.choice(SIDES[:3])), int(rng.choice(SIDES))
         if kind == "which":
             rows, columns = int(rng.choice((3, 4))), int(rng.choice((3, 4)))
@@ -145,8 +160,11 @@ class Source:
     def pages(self) -> Batch:
         """Crowded pictures and no conversation, for training the tower alone."""
         rows, columns = int(self.rng.choice(SIDES[:3])), int(self.rng.choice(SIDES))
-        pictures = [self.picture(rows, columns, "page" if self.rng.random() < 0.75 else "shapes") for _ in range(16)]
+        pictures = [self.picture(rows, columns, self.crowded()) for _ in range(CROWD)]
         return self._pack(rows * 2, columns * 2, pictures, [([0], [-1], [])])
+
+    def crowded(self) -> str:
+        return str(self.rng.choice(("page", "text", "shapes"), p=(0.6, 0.1, 0.3)))
 
     def copies(self, count: int = 32, length: int = 28) -> Batch:
         """Random tokens, twice: every second token can be found again, which is what attention must learn first."""
@@ -165,6 +183,8 @@ class Source:
             pictures = [self.picture(rows, columns, "shapes") for _ in range(int(self.rng.integers(2, 5)))]
             return pictures, questions.which(pictures, self.rng)
         picture = self.picture(rows, columns, kind)
+        if kind == "page":  # holds many words: "the word" would be none of them
+            return [picture], [questions.describe(picture, self.rng)]
         return [picture], questions.about(picture, self.rng)
 
     def _pack(
@@ -182,7 +202,7 @@ class Source:
                     targets[row, k] = mine[k + 1]
                     answers[row, k] = len(tasks) + marks[k + 1]
             tasks += kinds
-        marked = [label(p, rows, columns) for p in pictures]
+        marked = [label(p, rows // 2, columns // 2) for p in pictures]
         return Batch(
             rows,
             columns,
@@ -208,9 +228,18 @@ def held_out(tokenizer: Tokenizer, each: int, seed: int = 12345) -> list[Batch]:
     return [*batches, source.batch("words", "text")]
 
 
-def stream(folder: str, seed: int, size: int, pages: float, copies: float, mix: Sequence[float]) -> Iterator[Batch]:
-    """`pages`, `copies`: the shares of batches that are crowded pictures, and doubled text, without a conversation."""
-    source = Source(Tokenizer.from_directory(Path(folder)), seed, size=size, mix=mix)
+def stream(
+    folder: str, seed: int, size: int, finished: Callable[[], float], lessons: Sequence[Lesson] = LESSONS
+) -> Iterator[Batch]:
+    """`finished`: the share of the training's time that is over."""
+    source = Source(Tokenizer.from_directory(Path(folder)), seed, size=size)
     while True:
+        share = finished()
+        lesson = next((lesson for lesson in lessons if share < lesson.until), lessons[-1])
         kind = source.rng.random()
-        yield source.pages() if kind < pages else source.copies() if kind < pages + copies else source.batch()
+        if kind < lesson.pages:
+            yield source.pages()
+        elif kind < lesson.pages + lesson.copies:
+            yield source.copies()
+        else:
+            yield source.batch(str(source.rng.choice(KINDS, p=np.array(lesson.mix) / sum(lesson.mix))))

@@ -17,7 +17,8 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
     rows = see(model, batch)
     loss, stats = torch.zeros(()), dict[str, float]()
     if rows is not None:
-        seeing, stats = heads.loss(rows, {k: torch.from_numpy(v) for k, v in batch.labels.items()})
+        labels = {k: torch.from_numpy(v) for k, v in batch.labels.items()}
+        seeing, stats = heads.loss(rows, labels, model.language_model.model.embed_tokens.weight)
         stats["seeing"] = float(seeing.detach())
         loss = seeing
     if batch.tasks:

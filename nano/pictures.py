@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from nano.fonts import font
 
@@ -23,7 +23,7 @@ HUES = {
     "purple": (270, 292),
 }
 HELD_OUT_SHADES = (3, 7)  # tenths of a colour's range
-HELD_OUT_FONT_SIZES = (17, 21, 26)
+HELD_OUT_FONT_SIZES = (25, 29, 34)
 HELD_OUT_RADII = (11, 16)
 TRAINING_BACKGROUNDS = ("plain", "gradient", "noise", "blobs")
 HELD_OUT_BACKGROUNDS = ("stripes", "checks")
@@ -66,8 +66,8 @@ class Style:
 
     fonts: tuple[str, ...]
     held_out: bool
-    min_font: int = 18
-    max_font: int = 30
+    min_font: int = 22
+    max_font: int = 36
 
     def shade(self, rng: Generator) -> float:
         """A point of a colour's range; whole tenths are kept back for the held-out split."""
@@ -81,8 +81,8 @@ class Style:
         return int(rng.choice(sizes or [self.min_font]))
 
     def radius(self, rng: Generator, largest: int) -> int:
-        sizes = [r for r in range(8, largest + 1) if (r in HELD_OUT_RADII) == self.held_out]
-        return int(rng.choice(sizes or [8]))
+        sizes = [r for r in range(9, largest + 1) if (r in HELD_OUT_RADII) == self.held_out]
+        return int(rng.choice(sizes or [9]))
 
     def may_stand(self, x: float, y: float) -> bool:
         """Every tenth cell of a 4-pixel lattice is a held-out position."""
@@ -210,6 +210,18 @@ def add_shape(on: Canvas, kind: str, colour: str, largest: int, rng: Generator, 
     return None
 
 
+def place_shape(on: Canvas, x: float, y: float, radius: int, rng: Generator, style: Style) -> Shape | None:
+    """Draw any shape at a place, or none where it would stick out or not be seen."""
+    width, height = on.image.size
+    kind, colour = str(rng.choice(SHAPES)), str(rng.choice(COLOURS))
+    fill = shade_of(colour, rng, style)
+    inside = radius < x < width - radius and radius < y < height - radius
+    if not inside or distance(fill, on.background) < 90:
+        return None
+    paint(on.image, kind, fill, x, y, radius, float(rng.uniform(-0.12, 0.12)))
+    return Shape(kind, colour, x, y, radius)
+
+
 def add_text(on: Canvas, kind: str, content: str, rng: Generator, style: Style) -> Text | None:
     """Print one line where there is room, or give up."""
     width, height = on.image.size
@@ -225,13 +237,19 @@ def add_text(on: Canvas, kind: str, content: str, rng: Generator, style: Style) 
         box = (x - 2, y - 2, x + right - left + 2, y + bottom - top + 2)
         if not style.may_stand(x, y) or not on.is_free(box):
             continue
-        ImageDraw.Draw(on.image).text((x - left, y - top), content, font=face, fill=ink(on.background, rng, style))
         on.taken.append(box)
-        ends = [face.getlength(content[: k + 1]) for k in range(len(content))]
-        starts = [0.0, *ends[:-1]]
-        middle = y + (bottom - top) / 2
-        return Text(kind, content, tuple((x - left + (a + b) / 2, middle) for a, b in zip(starts, ends, strict=True)))
+        return print_at(on, kind, content, face, x, y, ink(on.background, rng, style))
     return None
+
+
+def print_at(on: Canvas, kind: str, content: str, face: ImageFont.FreeTypeFont, x: float, y: float, fill: RGB) -> Text:
+    """Print a line whose ink begins at (x, y)."""
+    left, top, _, bottom = face.getbbox(content)
+    ImageDraw.Draw(on.image).text((x - left, y - top), content, font=face, fill=fill)
+    ends = [face.getlength(content[: k + 1]) for k in range(len(content))]
+    starts = [0.0, *ends[:-1]]
+    middle = y + (bottom - top) / 2
+    return Text(kind, content, tuple((x - left + (a + b) / 2, middle) for a, b in zip(starts, ends, strict=True)))
 
 
 def ink(background: RGB, rng: Generator, style: Style) -> RGB:

@@ -10,8 +10,9 @@ from numpy.random import Generator
 
 from nano.pictures import COLOURS, SHAPES, Picture, Shape
 
-TASKS = ("number", "word", "colour", "shape", "count", "which", "point", "text", "chat")
+TASKS = ("number", "word", "colour", "shape", "count", "which", "point", "describe", "text", "chat")
 THINK = "Think first."
+REPEAT = "Repeat"
 DEFAULT_SYSTEM = "You are a helpful assistant"
 PLURAL = {"cross": "crosses"}
 NAMES = ("Tom", "Ann", "Max", "Eva", "Sam", "Lea")
@@ -40,6 +41,8 @@ def about(picture: Picture, rng: Generator, style_rng: Generator | None = None) 
     for text in picture.texts:
         turns.append(read(text.kind, text.content, rng))
     shapes = picture.shapes
+    if picture.texts or shapes:
+        turns.append(describe(picture, rng))
     if shapes:
         turns += [ask(shapes, rng) for ask in (colour_of, shape_of, count, count, point) for _ in range(1)]
         if len(shapes) > 1:
@@ -68,6 +71,15 @@ def read(kind: str, content: str, rng: Generator) -> Turn:
             rng, "What word is printed?", "Read the word.", "Which word is in the picture?", "What is the word?"
         )
     return Turn(kind, question, content, f"The {kind} is {content}.")
+
+
+def describe(picture: Picture, rng: Generator) -> Turn:
+    """Everything in reading order, a line each: no other answer makes a decoder look at a picture as often."""
+    lines = [(t.centres[0][1], t.centres[0][0], t.content) for t in picture.texts]
+    lines += [(s.y, s.x, f"a {s.colour} {s.kind}") for s in picture.shapes]
+    in_order = sorted(lines, key=lambda line: (int(line[0]) // 28, line[1]))
+    question = pick(rng, "Describe the picture.", "What is in the picture?")
+    return Turn("describe", question, "\n".join(text for _, _, text in in_order))
 
 
 def unique(shapes: tuple[Shape, ...], key: Callable[[Shape], object], rng: Generator) -> Shape | None:
@@ -199,7 +211,7 @@ def amounts(rng: Generator, count: int) -> list[Fact]:
 
 def repeat(rng: Generator) -> Turn:
     copied = invented_letters(rng)
-    return Turn("text", f"Repeat {copied}", copied, f"It says {copied}.")
+    return Turn("text", f"{REPEAT} {copied}", copied, f"It says {copied}.")
 
 
 def small_talk(rng: Generator) -> Turn:
@@ -246,7 +258,8 @@ def vocabulary() -> list[str]:
         for ask in asks:
             turn = ask()
             texts += [turn.question, *([] if turn.task == "point" else [" " + turn.answer]), turn.thought]
-        for turn in text_only(rng):
+        for turn in [t for t in text_only(rng) if not t.question.startswith(REPEAT)]:
             texts += [turn.question, turn.answer, turn.thought]
+    texts += [REPEAT, "It says", "Describe the picture.", "What is in the picture?", "a\na"]
     texts += ["Which image shows a", "Image", "I look for a", "pyautogui", ".click", "(x", " y", "◁think▷", "◁/think▷"]
     return texts

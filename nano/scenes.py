@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +10,24 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from nano.pictures import COLOURS, SHAPES, Canvas, Picture, Shape, Style, Text, add_shape, add_text, canvas
+from nano.fonts import font
+from nano.pictures import (
+    COLOURS,
+    SHAPES,
+    Canvas,
+    Picture,
+    Shape,
+    Style,
+    Text,
+    add_shape,
+    add_text,
+    canvas,
+    ink,
+    place_shape,
+    print_at,
+)
 
+ALPHABET = string.ascii_uppercase
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwyz", "aeiou"
 
 
@@ -47,7 +64,7 @@ def text_scene(width: int, height: int, rng: Generator, style: Style) -> Picture
     on = canvas(width, height, rng, style)
     kinds = [("word",), ("number",), ("word", "number")][int(rng.choice(3, p=(0.3, 0.3, 0.4)))]
     texts: list[Text | None] = []
-    longest = max(3, min(5, (width - 6) // 16))
+    longest = max(3, min(5, (width - 6) // 22))
     for kind in kinds:
         content = word(rng, style, longest) if kind == "word" else number(rng, 3)
         texts.append(add_text(on, kind, content, rng, style))
@@ -56,25 +73,46 @@ def text_scene(width: int, height: int, rng: Generator, style: Style) -> Picture
 
 
 def page_scene(width: int, height: int, rng: Generator, style: Style) -> Picture:
-    """As many words, numbers and shapes as fit: much to see for one pass of the tower."""
+    """Lines of words and numbers from top to bottom, with here and there a shape: much to see in one picture."""
     on = canvas(width, height, rng, style)
-    shapes = fill(on, int(rng.integers(0, 3)), 18, rng, style)
-    longest = max(3, min(6, (width - 6) // 16))
-    texts: list[Text | None] = []
-    for _ in range(14):
-        kind = "word" if rng.random() < 0.6 else "number"
-        content = word(rng, style, longest) if kind == "word" else number(rng, 3)
-        texts.append(add_text(on, kind, content, rng, style))
-    return Picture(np.asarray(on.image), tuple(shapes), tuple(t for t in texts if t is not None))
+    texts: list[Text] = []
+    shapes: list[Shape] = []
+    y = float(rng.integers(2, 12))
+    while True:
+        size = style.font_size(rng, style.max_font)
+        if y + 0.8 * size > height - 2:
+            return Picture(np.asarray(on.image), tuple(shapes), tuple(texts))
+        face, fill = font(str(rng.choice(style.fonts)), size), ink(on.background, rng, style)
+        x = float(rng.integers(2, 14))
+        while x < width - 24:
+            if rng.random() < 0.15:
+                radius = style.radius(rng, 14)
+                shape = place_shape(on, x + radius, y + radius, radius, rng, style)
+                shapes += [shape] if shape else []
+                x += 2 * radius + 6
+                continue
+            kind = "word" if rng.random() < 0.6 else "number"
+            content = letters(rng) if kind == "word" else number(rng, 3)
+            left, _, right, _ = face.getbbox(content)
+            if x + right - left > width - 2:
+                break
+            texts.append(print_at(on, kind, content, face, x, y, fill))
+            x += right - left + size * (0.35 + 0.4 * float(rng.random()))
+        y += 0.8 * size + float(rng.integers(3, 10))
+
+
+def letters(rng: Generator) -> str:
+    """Any letters: every letter as often as every other."""
+    return "".join(ALPHABET[int(k)] for k in rng.integers(0, 26, int(rng.integers(1, 6))))
 
 
 def shape_scene(width: int, height: int, rng: Generator, style: Style, most: int = 6) -> Picture:
     """One to six shapes; a few colours and kinds repeat, so that counting by colour or kind has something to count."""
     on = canvas(width, height, rng, style)
-    # Few shapes more often than many: one alone is where naming and pointing begin.
-    share = np.array([8, 2, 1, 1, 1, 1][:most])
+    # One alone more often than many: it is where naming and pointing begin.
+    share = np.array([5, 3, 2, 2, 2, 2][:most])
     count = 1 + int(rng.choice(most, p=share / share.sum()))
-    shapes = fill(on, count, 24 if count < 3 else 15, rng, style)
+    shapes = fill(on, count, 24 if count < 3 else 16, rng, style)
     return Picture(np.asarray(on.image), tuple(shapes), ())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +35,25 @@ def initialise(model: KimiVl, style: Style, seed: int) -> None:
             assert isinstance(block, Block)
             look_at(block, neighbours)
             damp(block)
+
+
+def carry_over(old: KimiVl, old_folder: Path, new: KimiVl, new_folder: Path) -> None:
+    """The weights of another run. A token of the new vocabulary keeps the rows that it had in the old one."""
+    weights, fresh = old.state_dict(), new.state_dict()
+    was, now = rows_of(old_folder), rows_of(new_folder)
+    kept = [token for token in now if token in was]
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        table = fresh[name].clone()
+        table[[now[t] for t in kept]] = weights[name][[was[t] for t in kept]]
+        weights[name] = table
+    new.load_state_dict(weights)
+
+
+def rows_of(folder: Path) -> dict[bytes | int, int]:
+    """Token bytes, or a special token's number, -> row of the embedding."""
+    lines = (folder / "tiktoken.model").read_text().splitlines()
+    rows: dict[bytes | int, int] = {base64.b64decode(line.split()[0]): k for k, line in enumerate(lines)}
+    return rows | {k: len(lines) + k for k in range(256)}
 
 
 def sample_patches(style: Style, seed: int) -> Tensor:

@@ -12,7 +12,6 @@ import multiprocessing as mp
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from tqdm import tqdm
 
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import questions, vocabulary
-from nano.batches import KINDS, MIX, held_out, stream, style
+from nano.batches import held_out, stream, style
 from nano.configuration import configuration
-from nano.heads import HEAD_SIZES, DenseHeads
+from nano.heads import LOSSES, DenseHeads
 from nano.learning import examine, learn
 from nano.optimizers import Optimizers
 from nano.plot import plot
-from nano.start import initialise
+from nano.start import carry_over, initialise
 from tests.oracle.kimi_vl import from_config
 from tests.oracle.kimi_vl import load as load_checkpoint
 
@@ -43,13 +42,6 @@ def main() -> None:
         "--folder", type=Path, required=True, help="the run: state, log, plot, vocabulary, configuration"
     )
     parser.add_argument("--minutes", type=float, default=60, help="from the run's first start")
-    parser.add_argument(
-        "--pages", type=float, default=0.15, help="share of steps on crowded pictures, for the tower alone"
-    )
-    parser.add_argument(
-        "--copies", type=float, default=0.15, help="share of steps on doubled text, for the decoder alone"
-    )
-    parser.add_argument("--mix", type=float, nargs=4, default=MIX, metavar="SHARE", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--batch", type=int, default=12, help="conversations a step")
     parser.add_argument("--rate", type=float, default=2.5e-3, help="highest learning rate")
     parser.add_argument("--final", type=float, default=0.03, help="the last learning rate, as a share of the highest")
@@ -78,7 +70,10 @@ class Run:
         torch.manual_seed(seed)
         self.folder = folder
         config = prepare(folder)
-        self.model, self.heads = from_config(config), DenseHeads(config["text_config"]["hidden_size"])
+        self.model, self.heads = (
+            from_config(config),
+            DenseHeads(config["text_config"]["hidden_size"], Tokenizer.from_directory(folder)),
+        )
         self.both = nn.ModuleList([self.model, self.heads])
         self.optimizer = Optimizers(self.both, rate)
         self.step = 0
@@ -87,8 +82,7 @@ class Run:
         if self.state_file.exists():
             self.load()
         elif init_from:
-            self.model.load_state_dict(load_checkpoint(init_from).state_dict())
-            self.model.train()
+            carry_over(load_checkpoint(init_from), init_from, self.model, folder)
         else:
             initialise(self.model, style(held_out=False), seed)
 
@@ -135,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
     first_step, seconds = run.step, args.minutes * 60
     due = defaultdict(time.time)
     due["examine"], due["save"] = time.time() + args.examine_every * 60, time.time() + SAVE_EVERY
-    queue, worker = _start_feeding(args, run.step)
+    queue, worker = _start_feeding(args, run)
     bar = tqdm(total=round(seconds), unit="s")
     while (elapsed := time.time() - run.begun) < seconds:
         cosine = 0.5 * (1 + math.cos(math.pi * elapsed / seconds))
@@ -157,26 +151,26 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _short(figures: dict[str, float]) -> dict[str, str]:
-    shown = ("answers", "copying", "seeing", *HEAD_SIZES, "characters_right")
-    return {name[:5]: f"{figures[name]:.2f}" for name in shown if name in figures}
+    shown = ("answers", "copying", *LOSSES, "characters_right", "shapes_right")
+    return {name[:7]: f"{figures[name]:.2f}" for name in shown if name in figures}
 
 
-def _start_feeding(args: argparse.Namespace, step: int) -> tuple[Any, Any]:
+def _start_feeding(args: argparse.Namespace, run: Run) -> tuple[Any, Any]:
     """Draw pictures in a process beside the training; a resumed run draws new ones."""
     context = mp.get_context("spawn")
     queue = context.Queue(8)
-    seed = args.seed * 1000 + step
+    seed = args.seed * 1000 + run.step
     worker = context.Process(
-        target=feed, args=(str(args.folder), seed, args.batch, args.pages, args.copies, args.mix, queue), daemon=True
+        target=feed, args=(str(args.folder), seed, args.batch, run.begun, args.minutes, queue), daemon=True
     )
     worker.start()
     return queue, worker
 
 
-def feed(folder: str, seed: int, size: int, pages: float, copies: float, mix: Sequence[float], queue: Any) -> None:
+def feed(folder: str, seed: int, size: int, begun: float, minutes: float, queue: Any) -> None:
     os.nice(5)
     torch.set_num_threads(1)
-    for batch in stream(folder, seed, size, pages, copies, mix):
+    for batch in stream(folder, seed, size, lambda: (time.time() - begun) / (60 * minutes)):
         queue.put(batch)
 
 

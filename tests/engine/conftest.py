@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.engine.configurations import CONFIGURATIONS
 from tests.engine.golden import PACK, Arrays
@@ -33,21 +34,29 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def results(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
-    """What a configuration's engine gave, by pass/case/what; the engine has ended."""
-    folder = tmp_path_factory.mktemp("results")
+    """What a configuration's engine gave, by pass/case/what; the engine has ended. Workers of one session share it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "results"
+    folder.mkdir(exist_ok=True)
     done: dict[str, Arrays] = {}
 
     def run(name: str) -> Arrays:
         if name not in done:
             target = folder / f"{name}.npz"
-            ended = run_alone(
-                ["-m", "tests.engine.driver", name, str(golden_checkpoint), str(target)],
-                CONFIGURATIONS[name].environment,
-            )
-            assert ended.returncode == 0, f"engine {name} failed:\n{ended.stdout[-6000:]}"
+            with FileLock(folder / f"{name}.lock"):
+                if not target.exists():
+                    start(name, target)
             with np.load(target) as file:
                 done[name] = dict(file)
         return done[name]
+
+    def start(name: str, target: Path) -> None:
+        partial = target.with_suffix(".partial.npz")
+        ended = run_alone(
+            ["-m", "tests.engine.driver", name, str(golden_checkpoint), str(partial)], CONFIGURATIONS[name].environment
+        )
+        assert ended.returncode == 0, f"engine {name} failed:\n{ended.stdout[-6000:]}"
+        partial.rename(target)
 
     return run
 

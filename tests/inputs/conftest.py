@@ -1,25 +1,20 @@
-"""What the tests of kimi_serve.inputs share. Knows where the golden pack is."""
+"""What the tests of kimi_serve.inputs share."""
 
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from kimi_serve.inputs.tokenizer import Tokenizer
 
-# Two slow cores: a deadline per example would fail by chance.
-settings.register_profile("inputs", deadline=None)
-settings.load_profile("inputs")
+
+@pytest.fixture(scope="session")
+def golden(golden_pack: Path) -> Path:
+    return golden_pack
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    return Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture(scope="session")
-def checkpoint_dir(golden: Path) -> Path:
-    return golden / "checkpoint"
+def checkpoint_dir(golden_pack: Path) -> Path:
+    return golden_pack / "checkpoint"
 
 
 @pytest.fixture(scope="session")

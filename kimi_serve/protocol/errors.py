@@ -1,0 +1,75 @@
+"""Every refusal that a client can meet, as OpenAI's error envelope. Knows codes and statuses; knows no route.
+
+One table: a code that is not in it cannot be raised, and the documentation's table is tested against it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    status: int
+    type: str  # OpenAI's word
+    meaning: str  # for the documentation
+
+
+_INVALID, _SERVER, _RATE = "invalid_request_error", "server_error", "rate_limit_error"
+
+CODES: Final[dict[str, Code]] = {
+    "invalid_json": Code(400, _INVALID, "The body is not a JSON object."),
+    "invalid_value": Code(400, _INVALID, "A field holds a value that is not supported; `param` names it."),
+    "field_not_allowed": Code(400, _INVALID, "A field that clients may not set."),
+    "context_length_exceeded": Code(400, _INVALID, "Prompt, images and max_tokens do not fit the model's context."),
+    "too_many_images": Code(400, _INVALID, "More images than the server takes in one prompt."),
+    "invalid_image": Code(400, _INVALID, "An image's header cannot be read, or states an impossible size."),
+    "unsupported_media_type": Code(400, _INVALID, "The bytes are not of a kind that is served."),
+    "image_too_large": Code(400, _INVALID, "An image's bytes or pixels exceed the limit."),
+    "invalid_media_url": Code(400, _INVALID, "The URL cannot be used: scheme, syntax, credentials, port."),
+    "media_url_forbidden": Code(400, _INVALID, "The URL leads to an address or a domain that is not allowed."),
+    "media_fetch_failed": Code(400, _INVALID, "The URL's server refused, failed, or redirected too often."),
+    "media_fetch_timeout": Code(400, _INVALID, "The URL's server did not answer in time."),
+    "missing_key": Code(401, "authentication_error", "No API key was sent."),
+    "invalid_key": Code(401, "authentication_error", "The API key is unknown, expired or revoked."),
+    "model_not_allowed": Code(403, "permission_error", "The key may not use this model."),
+    "scope_missing": Code(403, "permission_error", "The key lacks the scope that this route needs."),
+    "not_found": Code(404, _INVALID, "No such route."),
+    "model_not_found": Code(404, _INVALID, "No replica serves this model."),
+    "method_not_allowed": Code(405, _INVALID, "The route exists, but not for this method."),
+    "body_timeout": Code(408, _INVALID, "The body did not arrive in time."),
+    "body_too_large": Code(413, _INVALID, "The body exceeds the limit on bytes."),
+    "rate_limited": Code(429, _RATE, "A limit of this key is reached; Retry-After says when to come back."),
+    "budget_exhausted": Code(429, _RATE, "This key's budget for the month is used up."),
+    "tenant_queue_full": Code(429, _RATE, "This key has too many requests waiting."),
+    "internal_error": Code(500, _SERVER, "A fault of the gateway; its log has the request id."),
+    "upstream_error": Code(502, _SERVER, "The engine failed while it answered."),
+    "queue_full": Code(503, _SERVER, "Too many requests wait; Retry-After follows the measured drain rate."),
+    "queue_timeout": Code(503, _SERVER, "The request waited longer than its deadline."),
+    "bytes_in_flight": Code(503, _SERVER, "The bodies in flight fill the memory set aside for them."),
+    "no_replica": Code(503, _SERVER, "No engine is ready."),
+    "draining": Code(503, _SERVER, "The gateway is shutting down."),
+    "upstream_timeout": Code(504, _SERVER, "The engine did not answer in time."),
+}
+
+
+class ApiError(Exception):
+    """A refusal: `code` from CODES, one sentence that says what to do, the field it is about."""
+
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param, self.retry_after = code, message, param, retry_after
+        self.status = CODES[code].status
+        self.type = CODES[code].type
+
+    def envelope(self) -> dict[str, object]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Retry-After in whole seconds, at least one, and the reason where a proxy can read it."""
+        headers = {"x-kimi-serve-reason": self.code}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        return headers
