@@ -1,0 +1,1 @@
+"""Doubles for tests and benchmarks: an engine that answers like vLLM and computes nothing."""
