@@ -9,7 +9,7 @@ import pytest
 
 from nano import questions
 from nano.fonts import HELD_OUT, TRAINING
-from nano.labels import CHARACTERS, label, merged, patchify
+from nano.labels import CHARACTERS, label, patchify
 from nano.pictures import (
     HELD_OUT_BACKGROUNDS,
     HELD_OUT_FONT_SIZES,
@@ -20,7 +20,7 @@ from nano.pictures import (
     Style,
 )
 from nano.samples import TASKS, draw
-from nano.scenes import lexicon, shape_scene, text_scene
+from nano.scenes import lexicon, page_scene, shape_scene, text_scene
 
 OWN_FONT = ("",)
 TRAIN, TEST = Style(OWN_FONT, held_out=False), Style(OWN_FONT, held_out=True)
@@ -84,20 +84,25 @@ def test_which_image_shows_it_and_no_other_does() -> None:
         assert [f"Image {k}" for k in having] == [s.answer]
 
 
-def test_labels_put_every_character_in_its_patch() -> None:
+def test_labels_put_every_character_in_its_token() -> None:
     for seed in range(20):
         picture = text_scene(112, 84, np.random.default_rng(seed), TRAIN)
-        marked = label(picture, 6, 8)["character"]
+        marked = label(picture, 3, 4)["character"]
         found = sorted(CHARACTERS[k - 1] for k in marked[marked > 0])
         printed = sorted(c for text in picture.texts for c in text.content)
         assert set(found) <= set(printed)
-        assert len(found) >= len(printed) - 2  # two narrow letters may share half a patch
+        assert len(found) >= len(printed) - 2  # two narrow letters may share half a token
 
 
-def test_merged_order_is_the_mergers() -> None:
-    grid = np.arange(16).reshape(4, 4)
-    assert merged(grid)[0].tolist() == [0, 1, 4, 5]
-    assert merged(grid)[1].tolist() == [2, 3, 6, 7]
+def test_a_page_is_read_in_lines() -> None:
+    """The lines described are the texts and shapes of the page, those further down later."""
+    for seed in range(20):
+        picture = page_scene(140, 112, np.random.default_rng(seed), TRAIN)
+        heights = {t.content: t.centres[0][1] for t in picture.texts}
+        lines = questions.describe(picture, np.random.default_rng(0)).answer.split("\n")
+        assert len(lines) == len(picture.texts) + len(picture.shapes) > 1
+        rows = [int(heights[line]) // 28 for line in lines if line in heights]
+        assert len(set(heights)) < len(picture.texts) or rows == sorted(rows)
 
 
 def test_patches_equal_the_image_processors() -> None:
@@ -119,7 +124,7 @@ def test_no_font_word_background_or_size_is_in_both_splits() -> None:
     assert not set(TRAINING_BACKGROUNDS) & set(HELD_OUT_BACKGROUNDS)
     rng = np.random.default_rng(0)
     for style in (TRAIN, TEST):
-        assert {style.font_size(rng, 30) in HELD_OUT_FONT_SIZES for _ in range(200)} == {style.held_out}
+        assert {style.font_size(rng, 36) in HELD_OUT_FONT_SIZES for _ in range(200)} == {style.held_out}
         assert {style.radius(rng, 24) in HELD_OUT_RADII for _ in range(200)} == {style.held_out}
         assert {int(style.shade(rng) * 10) in HELD_OUT_SHADES for _ in range(200)} == {style.held_out}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 from kimi_serve.inputs.chat import render_text
 from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.inputs.tokenizer import Tokenizer
-from nano import batches, export, start
-from nano.batches import Batch, Source, Writer
+from nano import batches, export, start, vocabulary
+from nano.batches import Batch, Lesson, Source, Writer, stream
+from nano.configuration import configuration
 from nano.learning import learn
 from nano.questions import DEFAULT_SYSTEM, Turn
 from nano.train import Run, prepare
@@ -109,3 +112,29 @@ def test_words_to_read_are_spelled_letter_by_letter(folder: Path) -> None:
     tokenizer = Tokenizer.from_directory(folder)
     assert len(tokenizer.encode("40817")) == 5
     assert len(tokenizer.encode("JUNGLE")) >= 5
+
+
+def test_a_word_keeps_its_row_in_another_vocabulary(tmp_path: Path) -> None:
+    first = begin(tmp_path / "first")
+    first.save()
+    export.export(tmp_path / "first", tmp_path / "published")
+    (tmp_path / "second").mkdir()
+    vocabulary.write(tmp_path / "second" / "tiktoken.model", ["Zebra circle"])
+    base = 256 + len(vocabulary.merges(["Zebra circle"]))
+    (tmp_path / "second" / "tokenizer_config.json").write_text(json.dumps(vocabulary.config(base)))
+    (tmp_path / "second" / "config.json").write_text(json.dumps(configuration(base + 256)))
+    second = Run(tmp_path / "second", rate=1e-3, seed=1, init_from=tmp_path / "published")
+    for token in (" circle", "a"):
+        old, new = (
+            run.model.language_model.model.embed_tokens.weight[Tokenizer.from_directory(run.folder).encode(token)[0]]
+            for run in (first, second)
+        )
+        torch.testing.assert_close(new, old.bfloat16().float(), rtol=0, atol=0)
+
+
+def test_lessons_follow_each_other(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    lessons = (Lesson(0.5, 1.0, 0.0, (1, 0, 0, 0, 0)), Lesson(1.0, 0.0, 1.0, (1, 0, 0, 0, 0)))
+    finished = iter((0.1, 0.9))
+    first, second = itertools.islice(stream(str(tmp_path), 1, 2, lambda: next(finished), lessons), 2)
+    assert (first.tasks, set(second.tasks)) == ([], {"copy"})
