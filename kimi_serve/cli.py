@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_engine(verbs)
     _add_up(verbs)
+    _add_gateway(verbs)
     _add_doctor(verbs)
     return parser
 
@@ -50,18 +51,37 @@ def _add_engine(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _add_up(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser(
         "up",
-        help="start an engine, wait until it answers, stop it on Ctrl-C",
-        description=f"Start an engine, wait until it answers, and stop it cleanly on Ctrl-C or SIGTERM; {PASSED_ON}.",
-        usage="kimi-serve up [MODEL] [--host HOST] [--port PORT] [--log FILE] [--timeout S] [any option of vllm serve]",
+        help="start an engine and a gateway, wait until they answer, stop them on Ctrl-C",
+        description="Start an engine and the gateway in front of it, wait until they answer, and stop them cleanly on "
+        f"Ctrl-C or SIGTERM. The gateway's settings come from the environment (KIMI_SERVE_...); {PASSED_ON}.",
+        usage="kimi-serve up [MODEL] [--host HOST] [--port PORT] [--engine-only] [--log FILE] [--timeout S] "
+        "[any option of vllm serve]",
         allow_abbrev=False,
     )
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     verb.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    verb.add_argument("--engine-only", action="store_true", help="no gateway: vLLM itself listens on the port")
     verb.add_argument(
         "--log", type=Path, metavar="FILE", help="the engine's log (default: in ~/.local/state/kimi_serve)"
     )
     verb.add_argument("--timeout", type=float, default=1800, metavar="S", help="seconds to load (default: %(default)s)")
     verb.add_argument("--vllm", type=Path, metavar="PATH", help="the vllm executable (default: this environment's)")
+
+
+def _add_gateway(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "gateway",
+        help="listen in front of engines: exact costs, limits, a fair queue",
+        description="Listen in front of one or more engines. Every setting can stand in the file, or in the "
+        "environment as KIMI_SERVE_SECTION__NAME; docs/gateway.md lists them.",
+        allow_abbrev=False,
+    )
+    verb.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML (deploy/gateway.toml is annotated)")
+    verb.add_argument("--engine", action="append", metavar="URL", help="an engine's base URL; may be repeated")
+    verb.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder with the checkpoint's tokenizer")
+    verb.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    verb.add_argument("--port", type=int, help="port to listen on (default: 8000)")
+    verb.add_argument("--print-config", action="store_true", help="print the settings in force as JSON, and stop")
 
 
 def _add_doctor(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,6 +101,10 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         if others:
             raise LaunchError(f"{others[0]}: not an option of doctor")
         return doctor.run(options.model, as_json=options.json)
+    if options.verb == "gateway":
+        if others:
+            raise LaunchError(f"{others[0]}: not an option of gateway")
+        return _gateway(options)
     model, passed_on = split_model(others)
     if options.verb == "engine":
         return _engine(options, model, passed_on)
@@ -103,11 +127,26 @@ def _engine(options: argparse.Namespace, model: str | None, passed_on: list[str]
 
 
 def _up(options: argparse.Namespace, model: str | None, passed_on: list[str]) -> int:
+    engine_port = None if options.engine_only else up.free_port()
     listen = ["--host", options.host, "--port", str(options.port)]
+    if engine_port is not None:
+        listen = ["--host", "127.0.0.1", "--port", str(engine_port)]
     plan = engine.prepare(model, [*listen, *passed_on], options.vllm, os.environ)
     log = options.log or _state_folder() / f"engine-{options.port}.log"
     key = flags.given(passed_on).get("--api-key") or os.environ.get("VLLM_API_KEY")
-    return up.run(plan, up.Options(options.host, options.port, log, options.timeout, key))
+    return up.run(plan, up.Options(options.host, options.port, log, options.timeout, key, engine_port))
+
+
+def _gateway(options: argparse.Namespace) -> int:
+    try:
+        from kimi_serve.gateway import run, settings
+    except ModuleNotFoundError as error:
+        raise LaunchError(f"gateway: {error.name} is not installed; pip install 'kimi_serve[gateway]'") from error
+    read = settings.from_command_line(options.config, options.engine, options.checkpoint, options.host, options.port)
+    if options.print_config:
+        print(read.model_dump_json())
+        return 0
+    return run.run(read)
 
 
 def _state_folder() -> Path:

@@ -14,11 +14,12 @@ from nano.fonts import HELD_OUT, TRAINING, find
 from nano.labels import label, patchify
 from nano.pictures import Picture, Style
 from nano.questions import Turn
-from nano.scenes import page_scene, shape_scene, text_scene
+from nano.scenes import page_scene, shape_scene, simple_scene, text_scene
 
 SIDES = (3, 4, 5, 6)  # tokens of 28 pixels
 IGNORED = -100
-KINDS = ("text", "page", "shapes", "which", "words")  # of conversations
+KINDS = ("simple", "text", "page", "shapes", "which", "words")  # of conversations
+NAMING = {"describe", "colour", "shape", "word", "number"}  # what is asked of simple pictures
 CROWD = 40  # pictures of a step that trains the tower alone
 
 
@@ -32,11 +33,12 @@ class Lesson:
     mix: tuple[float, ...]  # of KINDS, in the other steps
 
 
-# First see, and find again what stands in a text; then say all that is seen; then answer.
+# First see, and find again what stands in a text; then name one thing; then say all that is seen; then answer.
 LESSONS = (
-    Lesson(0.22, 0.85, 0.15, (1, 0, 0, 0, 0)),
-    Lesson(0.45, 0.15, 0.05, (0.25, 0.35, 0.4, 0, 0)),
-    Lesson(1.0, 0.06, 0.04, (0.27, 0.08, 0.42, 0.14, 0.09)),
+    Lesson(0.20, 0.85, 0.15, (1, 0, 0, 0, 0, 0)),
+    Lesson(0.35, 0.10, 0.10, (1, 0, 0, 0, 0, 0)),
+    Lesson(0.55, 0.10, 0.05, (0.2, 0.25, 0.2, 0.35, 0, 0)),
+    Lesson(1.0, 0.06, 0.04, (0.05, 0.27, 0.06, 0.38, 0.15, 0.09)),
 )
 
 
@@ -127,7 +129,7 @@ class Source:
         exact = self.rng.random() < 0.5
         height = 28 * rows - (0 if exact else int(self.rng.integers(0, 28)))
         width = 28 * columns - (0 if exact else int(self.rng.integers(0, 28)))
-        scene = {"text": text_scene, "page": page_scene}.get(kind, shape_scene)
+        scene = {"simple": simple_scene, "text": text_scene, "page": page_scene}.get(kind, shape_scene)
         while True:
             picture = scene(width, height, self.rng, self.style)
             if picture.texts or picture.shapes:
@@ -137,20 +139,20 @@ class Source:
         """`kind`: one of KINDS; `only`: a task that every conversation is about."""
         rng = self.rng
         rows, columns = int(rng.choice(SIDES[:3])), int(rng.choice(SIDES))
-        if kind == "which":
+        if kind in ("simple", "which"):
             rows, columns = int(rng.choice((3, 4))), int(rng.choice((3, 4)))
         pictures: list[Picture] = []
         written = []
-        while len(written) < self.size:
+        while len(written) < self.size * (2 if kind == "simple" else 1):
             mine, turns = self._conversation(kind, rows, columns)
             if only:
                 turns = [t for t in turns if t.task == only][:1]
             if not turns:
                 continue
-            think = only == "think" or (only is None and rng.random() < 0.1)
+            think = only == "think" or (only is None and kind != "simple" and rng.random() < 0.1)
             turns = turns[: 1 if think else self.most_turns]
             system = questions.THINK if think else questions.DEFAULT_SYSTEM
-            if only is None and not think and rng.random() < 0.25:
+            if only is None and kind != "simple" and not think and rng.random() < 0.25:
                 extra = questions.text_only(rng)
                 turns = (turns + extra)[-self.most_turns :]
             written.append(self.writer.write(system, turns, len(mine), rows * columns, think))
@@ -185,7 +187,8 @@ class Source:
         picture = self.picture(rows, columns, kind)
         if kind == "page":  # holds many words: "the word" would be none of them
             return [picture], [questions.describe(picture, self.rng)]
-        return [picture], questions.about(picture, self.rng)
+        turns = questions.about(picture, self.rng)
+        return [picture], [t for t in turns if t.task in NAMING] if kind == "simple" else turns
 
     def _pack(
         self, rows: int, columns: int, pictures: list[Picture], written: list[tuple[list[int], list[int], list[str]]]

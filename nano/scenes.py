@@ -59,6 +59,17 @@ def number(rng: Generator, longest: int) -> str:
     return str(rng.integers(10 ** (length - 1) if length > 1 else 0, 10**length))
 
 
+def simple_scene(width: int, height: int, rng: Generator, style: Style) -> Picture:
+    """One thing, sometimes two: what a decoder first learns to look for."""
+    on = canvas(width, height, rng, style)
+    if rng.random() < 0.5:
+        shapes = fill(on, 1 + int(rng.random() < 0.3), 24, rng, style)
+        return Picture(np.asarray(on.image), tuple(shapes), ())
+    kind = "word" if rng.random() < 0.6 else "number"
+    text = add_text(on, kind, letters(rng)[:3] if kind == "word" else number(rng, 3), rng, style)
+    return Picture(np.asarray(on.image), (), (text,) if text else ())
+
+
 def text_scene(width: int, height: int, rng: Generator, style: Style) -> Picture:
     """A word, a number, or both, sometimes with a shape beside them."""
     on = canvas(width, height, rng, style)

@@ -28,6 +28,9 @@ def loaded_by(module: str) -> set[str]:
         "kimi_serve.inputs.geometry",
         "kimi_serve.inputs.image_processor",
         "kimi_serve.inputs.tokenizer",
+        "kimi_serve.gateway.run",
+        "kimi_serve.testing.fake_engine",
+        "kimi_serve.protocol.chat",
     ],
 )
 def test_importing_it_loads_no_engine(module: str) -> None:
@@ -46,15 +49,13 @@ def test_every_contract_on_imports_is_kept() -> None:
 
 
 def test_a_forbidden_import_breaks_a_contract(tmp_path: Path) -> None:
-    """The contracts bite: the same configuration over a gateway that imports torch, which does not exist here yet."""
+    """The contracts bite: the same configuration over a gateway that imports torch."""
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     for source in (ROOT / "kimi_serve").rglob("*.py"):
         copy = tmp_path / source.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(source.read_bytes())
     gateway = tmp_path / "kimi_serve" / "gateway"
-    gateway.mkdir(exist_ok=True)
-    (gateway / "__init__.py").touch()
     (gateway / "breach.py").write_text("import torch\nfrom kimi_serve.inputs import config\n")
     lint_imports = Path(sys.executable).parent / "lint-imports"
     shown = subprocess.run([lint_imports, "--no-cache"], capture_output=True, text=True, check=False, cwd=tmp_path)

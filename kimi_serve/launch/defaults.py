@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from kimi_serve.errors import LaunchError
@@ -10,6 +11,9 @@ from kimi_serve.launch.footprint import BUNDLED, Footprint
 from kimi_serve.launch.machine import Machine
 
 PLUGIN = "kimi_serve"
+PLUGIN_GROUPS = tuple(
+    f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform", "stat_logger", "endpoint")
+)
 VLLM_NAME = Path(__file__).resolve().parent / "vllm_name"  # its METADATA says what it is for
 
 # Said aloud, vLLM without our plugin ends with "No tokenizer registered", and never serves its own class.
@@ -71,8 +75,14 @@ def _require_plugin(environ: Mapping[str, str]) -> None:
         )
 
 
+def installed_plugins() -> list[str]:
+    found = {point.name for group in PLUGIN_GROUPS for point in entry_points(group=group)}
+    return sorted(found | {PLUGIN})
+
+
 def _common_environment(wish: Wish) -> dict[str, str]:
-    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    # Unset, the list loads every plugin but those that add routes, and the gateway asks ours whose class runs here.
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ",".join(installed_plugins())}
     if wish.is_local:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return environment

@@ -1,4 +1,7 @@
-"""`kimi-serve up`: one engine, watched from start to stop. Knows HTTP and signals; the engine is another process."""
+"""`kimi-serve up`: one engine and the gateway in front of it, watched from start to stop.
+
+Knows HTTP and signals; both are other processes.
+"""
 
 import json
 import os
@@ -6,18 +9,22 @@ import shlex
 import signal
 import socket
 import threading
+import time
 import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from kimi_serve.errors import LaunchError
-from kimi_serve.launch import defaults, progress
+from kimi_serve.launch import defaults, gateway, progress
 from kimi_serve.launch.family import Family
 from kimi_serve.launch.footprint import BUNDLED
 
 SAMPLE = BUNDLED.parent / "sample.png"
 POLL = 0.25  # seconds
+GATEWAY_STARTS_IN = 60.0  # seconds
 ASK_TIMEOUT = 5.0  # seconds for one answer of /health
 # No proxy: the engine is on this machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -35,6 +42,15 @@ class Options:
     log: Path
     timeout: float  # seconds until the engine must answer
     api_key: str | None
+    engine_port: int | None = None  # None: no gateway, the engine itself listens on host and port
+
+    @property
+    def engine_url(self) -> str:
+        return base_url(self) if self.engine_port is None else f"http://127.0.0.1:{self.engine_port}"
+
+    @property
+    def gateway_log(self) -> Path:
+        return self.log.with_name(f"gateway-{self.port}.log")
 
 
 def run(plan: defaults.Plan, options: Options) -> int:
@@ -44,14 +60,37 @@ def run(plan: defaults.Plan, options: Options) -> int:
     print(f"starting {plan.argv[2]} (log: {options.log})", flush=True)
     for note in plan.notes:
         print(f"note: {note}", flush=True)
-    with Family(plan.argv, {**os.environ, **plan.environment}, options.log) as family:
-        model = _await_ready(family, options, stopping)
-        if model is not None:
+    if options.engine_port is not None:
+        gateway.require_installed()
+    with ExitStack() as running:
+        engine = running.enter_context(Family(plan.argv, {**os.environ, **plan.environment}, options.log))
+        model = _await_ready(engine, options, stopping)
+        families = [engine]
+        if model is not None and options.engine_port is not None:
+            families.append(running.enter_context(_front(plan.argv[2], options)))
+            _await_gateway(families, options, stopping)
+        if model is not None and not stopping.is_set():
             print(greeting(model, options), flush=True)
-            _watch(family, stopping)
+            _watch(families, stopping)
         print("stopping", flush=True)
     print("stopped; no process is left", flush=True)
     return 0
+
+
+def _front(model: str, options: Options) -> Family:
+    argv = gateway.command(options.host, options.port, options.engine_url, gateway.checkpoint(model))
+    return Family(argv, {**os.environ, **gateway.environment(options.api_key)}, options.gateway_log)
+
+
+def _await_gateway(families: Sequence[Family], options: Options, stopping: threading.Event) -> None:
+    deadline = time.monotonic() + GATEWAY_STARTS_IN
+    while not _is_healthy(f"{base_url(options)}/readyz") and not stopping.wait(POLL):
+        _require_alive(families)
+        if time.monotonic() > deadline:
+            raise LaunchError(
+                f"the gateway was not ready within {GATEWAY_STARTS_IN:.0f} s; its log ends:\n"
+                + progress.last_lines(options.gateway_log)
+            )
 
 
 def require_free(host: str, port: int) -> None:
@@ -64,6 +103,12 @@ def require_free(host: str, port: int) -> None:
             raise LaunchError(
                 f"port: cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
             ) from error
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def greeting(model: str, options: Options) -> str:
@@ -120,9 +165,9 @@ def _await_ready(family: Family, options: Options, stopping: threading.Event) ->
     try:
         while not stopping.wait(POLL):
             shown.tick()
-            _require_alive(family)
-            if _is_healthy(base_url(options)):
-                return served_model(base_url(options), options.api_key)
+            _require_alive([family])
+            if _is_healthy(f"{options.engine_url}/health"):
+                return served_model(options.engine_url, options.api_key)
             if shown.elapsed > options.timeout:
                 raise LaunchError(
                     f"the engine did not answer within {options.timeout:.0f} s (--timeout); its log ends:\n"
@@ -133,17 +178,18 @@ def _await_ready(family: Family, options: Options, stopping: threading.Event) ->
     return None
 
 
-def _require_alive(family: Family) -> None:
-    if family.exit_code is not None:
-        raise LaunchError(
-            f"the engine ended with code {family.exit_code}; its log ({family.log}) ends:\n"
-            + progress.last_lines(family.log)
-        )
+def _require_alive(families: Sequence[Family]) -> None:
+    for name, family in zip(("engine", "gateway"), families, strict=False):
+        if family.exit_code is not None:
+            raise LaunchError(
+                f"the {name} ended with code {family.exit_code}; its log ({family.log}) ends:\n"
+                + progress.last_lines(family.log)
+            )
 
 
 def _is_healthy(url: str) -> bool:
     try:
-        with _opener.open(f"{url}/health", timeout=ASK_TIMEOUT) as response:
+        with _opener.open(url, timeout=ASK_TIMEOUT) as response:
             return bool(response.status == 200)
     except OSError:  # refused, reset, timed out, or an HTTP error: not yet
         return False
@@ -160,6 +206,6 @@ def served_model(url: str, key: str | None) -> str:
     return str(name)
 
 
-def _watch(family: Family, stopping: threading.Event) -> None:
+def _watch(families: Sequence[Family], stopping: threading.Event) -> None:
     while not stopping.wait(POLL):
-        _require_alive(family)
+        _require_alive(families)

@@ -44,6 +44,7 @@ CODES: Final[dict[str, Code]] = {
     "rate_limited": Code(429, _RATE, "A limit of this key is reached; Retry-After says when to come back."),
     "budget_exhausted": Code(429, _RATE, "This key's budget for the month is used up."),
     "tenant_queue_full": Code(429, _RATE, "This key has too many requests waiting."),
+    "tenant_bytes_in_flight": Code(429, _RATE, "This key has too many bytes of bodies in flight."),
     "internal_error": Code(500, _SERVER, "A fault of the gateway; its log has the request id."),
     "upstream_error": Code(502, _SERVER, "The engine failed while it answered."),
     "queue_full": Code(503, _SERVER, "Too many requests wait; Retry-After follows the measured drain rate."),

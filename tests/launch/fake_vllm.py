@@ -19,12 +19,14 @@ STUBBORN_CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = json.dumps({"data": [{"id": flag("--served-model-name", sys.argv[2])}]}) if "models" in self.path else ""
+        listing = {"data": [{"id": flag("--served-model-name", sys.argv[2]), "max_model_len": 4096}]}
+        info = {"model_class": "kimi_serve.model.kimi_vl.KimiVLForConditionalGeneration"}
+        body = json.dumps(listing) if "models" in self.path else json.dumps(info) if "plugins" in self.path else ""
         self.send_response(200)
         self.end_headers()
         self.wfile.write(body.encode())
         self.wfile.flush()
-        if MODE == "crashes" and body:
+        if MODE == "crashes" and "models" in self.path:
             os._exit(7)
 
     def log_message(self, *_: object) -> None:

@@ -134,7 +134,7 @@ def test_a_word_keeps_its_row_in_another_vocabulary(tmp_path: Path) -> None:
 
 def test_lessons_follow_each_other(tmp_path: Path) -> None:
     prepare(tmp_path)
-    lessons = (Lesson(0.5, 1.0, 0.0, (1, 0, 0, 0, 0)), Lesson(1.0, 0.0, 1.0, (1, 0, 0, 0, 0)))
+    lessons = (Lesson(0.5, 1.0, 0.0, (1, 0, 0, 0, 0, 0)), Lesson(1.0, 0.0, 1.0, (1, 0, 0, 0, 0, 0)))
     finished = iter((0.1, 0.9))
     first, second = itertools.islice(stream(str(tmp_path), 1, 2, lambda: next(finished), lessons), 2)
     assert (first.tasks, set(second.tasks)) == ([], {"copy"})

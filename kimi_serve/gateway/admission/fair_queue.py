@@ -1,0 +1,168 @@
+"""The order in which waiting requests go. Knows tenants, classes and weights; never time, capacity or asyncio.
+
+Between classes: strict priority, except that a class that was passed over `patience` times in a row goes next, so the
+lower classes together keep at least 1 / (patience + 1) of the turns. Age is counted in turns: no clock can bend it.
+Within a class: deficit round robin over tenants on weight. A tenant's turn grants it `quantum` more tokens; it goes
+while they last and then stands behind the others.
+
+Every operation is O(1), but for `head`, which visits tenants: weight / quantum visits for each request that leaves.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final, Generic, Literal, TypeVar
+
+Priority = Literal["interactive", "default", "batch"]
+PRIORITIES: Final[tuple[Priority, ...]] = ("interactive", "default", "batch")  # first goes first
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class Ticket(Generic[T]):
+    tenant: str
+    priority: Priority
+    weight: int
+    item: T
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    requests: int = 0
+    cost: int = 0
+
+    def plus(self, requests: int, cost: int) -> "Load":
+        return Load(self.requests + requests, self.cost + cost)
+
+
+class FairQueue(Generic[T]):
+    def __init__(self, quantum: int = 8192, patience: int = 8) -> None:
+        assert quantum > 0
+        assert patience > 0
+        self._patience = patience
+        self._lanes: dict[Priority, _Lane[T]] = {priority: _Lane(quantum) for priority in PRIORITIES}
+        self._tenants: dict[str, Load] = {}
+        self.load = Load()
+
+    def __len__(self) -> int:
+        return self.load.requests
+
+    def push(self, tenant: str, priority: Priority, weight: int, item: T) -> Ticket[T]:
+        ticket = Ticket(tenant, priority, weight, item)
+        self._lanes[priority].push(ticket)
+        self._count(ticket, 1)
+        return ticket
+
+    def head(self) -> Ticket[T] | None:
+        """Who goes next. Asking changes nothing: the answer stays until a push, a take or a removal."""
+        lane = self._next_lane()
+        return None if lane is None else lane.head()
+
+    def take(self) -> Ticket[T]:
+        """Removes the head, charges its tenant, and lets the classes below it grow older by one turn."""
+        lane = self._next_lane()
+        assert lane is not None
+        ticket = lane.head()
+        lane.charge(ticket)
+        self._discard(ticket)
+        for priority in PRIORITIES[PRIORITIES.index(ticket.priority) + 1 :]:
+            self._lanes[priority].grow_older()
+        return ticket
+
+    def remove(self, ticket: Ticket[T]) -> bool:
+        """Out of the line, from wherever it stands. False when it has left already."""
+        if ticket not in self._lanes[ticket.priority].arrivals:
+            return False
+        self._discard(ticket)
+        return True
+
+    def tenant(self, tenant: str) -> Load:
+        return self._tenants.get(tenant, Load())
+
+    def tenants(self) -> int:
+        """How many tenants wait."""
+        return len(self._tenants)
+
+    def waiting(self, priority: Priority) -> int:
+        return len(self._lanes[priority].arrivals)
+
+    def oldest(self, priority: Priority) -> Ticket[T] | None:
+        """Who of this class has waited longest."""
+        return next(iter(self._lanes[priority].arrivals), None)
+
+    def tickets(self) -> list[Ticket[T]]:
+        """All that wait, in no order to rely on."""
+        return [ticket for lane in self._lanes.values() for ticket in lane.arrivals]
+
+    def _next_lane(self) -> "_Lane[T] | None":
+        overdue = max(self._lanes.values(), key=lambda lane: lane.passed)
+        if overdue.passed >= self._patience:
+            return overdue
+        return next((lane for lane in self._lanes.values() if lane.arrivals), None)
+
+    def _discard(self, ticket: Ticket[T]) -> None:
+        self._lanes[ticket.priority].discard(ticket)
+        self._count(ticket, -1)
+
+    def _count(self, ticket: Ticket[T], sign: int) -> None:
+        change = (sign, sign * ticket.weight)
+        self.load = self.load.plus(*change)
+        load = self.tenant(ticket.tenant).plus(*change)
+        if load.requests:
+            self._tenants[ticket.tenant] = load
+        else:
+            del self._tenants[ticket.tenant]
+
+
+@dataclass(eq=False, slots=True)
+class _Line(Generic[T]):
+    """One tenant's requests within a class."""
+
+    tickets: OrderedDict[Ticket[T], None] = field(default_factory=OrderedDict)
+    deficit: int = 0  # tokens that it may still spend in this turn
+
+
+class _Lane(Generic[T]):
+    """One class. Its first line is the tenant whose turn it is."""
+
+    def __init__(self, quantum: int) -> None:
+        self._quantum = quantum
+        self._lines: OrderedDict[str, _Line[T]] = OrderedDict()
+        self._is_granted = False  # has the first line got this turn's quantum?
+        self.arrivals: OrderedDict[Ticket[T], None] = OrderedDict()
+        self.passed = 0  # turns in a row that went to a higher class while somebody waited here
+
+    def push(self, ticket: Ticket[T]) -> None:
+        self._lines.setdefault(ticket.tenant, _Line()).tickets[ticket] = None
+        self.arrivals[ticket] = None
+
+    def head(self) -> Ticket[T]:
+        while True:
+            tenant, line = next(iter(self._lines.items()))
+            if not self._is_granted:
+                line.deficit += self._quantum
+                self._is_granted = True
+            ticket = next(iter(line.tickets))
+            if ticket.weight <= line.deficit:
+                return ticket
+            self._lines.move_to_end(tenant)
+            self._is_granted = False
+
+    def charge(self, ticket: Ticket[T]) -> None:
+        self._lines[ticket.tenant].deficit -= ticket.weight
+        self.passed = 0
+
+    def discard(self, ticket: Ticket[T]) -> None:
+        line = self._lines[ticket.tenant]
+        del line.tickets[ticket]
+        del self.arrivals[ticket]
+        if not line.tickets:
+            # An empty line keeps no deficit: credit is for those who wait, not saved up by those who do not.
+            self._is_granted = self._is_granted and next(iter(self._lines)) != ticket.tenant
+            del self._lines[ticket.tenant]
+        if not self.arrivals:
+            self.passed = 0
+
+    def grow_older(self) -> None:
+        if self.arrivals:
+            self.passed += 1

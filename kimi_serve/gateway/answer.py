@@ -1,0 +1,126 @@
+"""From a request to its response. Knows the order of the steps and who gives back what; each step is a neighbour's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kimi_serve.gateway import body
+from kimi_serve.gateway.admission.ledger import Reservation
+from kimi_serve.gateway.forward import Exchange, Work, rename_thoughts
+from kimi_serve.gateway.gateway import Gateway
+from kimi_serve.gateway.identity import Caller
+from kimi_serve.gateway.streaming import ClientGoneError, SseResponse, failure, while_connected
+from kimi_serve.gateway.tenants.keys import Scope as KeyScope
+from kimi_serve.gateway.upstream import Response as Upstream
+from kimi_serve.protocol.errors import ApiError
+from kimi_serve.protocol.sse import KEEP_ALIVE
+
+CLIENT_LEFT = 499  # nginx's number; nobody is there to read it but the access log
+_JSON = "application/json"
+
+Prepare = Callable[[Gateway, Caller, bytes, Reservation, Request], Awaitable[Work]]
+
+
+async def caller_of(request: Request, scope: KeyScope) -> Caller:
+    gateway: Gateway = request.state.gateway
+    caller = await gateway.identity.caller(request.headers.get("authorization"), request.headers.get("x-api-key"))
+    caller.require(scope)
+    request.state.tenant = caller.tenant
+    return caller
+
+
+async def answer(request: Request, scope: KeyScope, prepare: Prepare) -> Response:
+    gateway: Gateway = request.state.gateway
+    async with AsyncExitStack() as stack:
+        caller = await caller_of(request, scope)
+        reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
+        try:
+            raw = await body.read(request, reservation, gateway.settings.body)
+            return await while_connected(request.receive, _answer(request, caller, raw, reservation, prepare, stack))
+        except ClientGoneError:
+            gateway.metrics.left.inc()
+            return Response(status_code=CLIENT_LEFT)
+
+
+async def _answer(
+    request: Request, caller: Caller, raw: bytes, reservation: Reservation, prepare: Prepare, stack: AsyncExitStack
+) -> Response:
+    gateway: Gateway = request.state.gateway
+    work = await prepare(gateway, caller, raw, reservation, request)
+    exchange = Exchange(gateway, caller, work, stack)
+    if not work.stream:
+        return await _whole(exchange, await exchange.open())
+    opening = asyncio.create_task(exchange.open())
+    try:
+        await asyncio.wait({opening}, timeout=gateway.settings.stream.keep_alive_s)
+        if opening.done() and (response := opening.result()).status != 200:
+            return await _whole(exchange, response)
+    except BaseException:
+        await _cancel(opening)
+        raise
+    headers = exchange.ratelimit | {"x-kimi-serve-prompt-tokens": str(work.cost.tokens)}
+    return _Stream(_parts(exchange, opening), opening, stack.pop_all(), headers)
+
+
+async def _whole(exchange: Exchange, response: Upstream) -> Response:
+    data = rename_thoughts(await exchange.read(response), exchange.gateway.settings.policy.reasoning_field)
+    headers = exchange.ratelimit | {"x-kimi-serve-prompt-tokens": str(exchange.work.cost.tokens)}
+    if "retry-after" in response.headers:
+        headers["retry-after"] = response.headers["retry-after"]
+    return Response(data, response.status, headers, media_type=response.headers.get("content-type", _JSON))
+
+
+async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGenerator[bytes, None]:
+    """Comments while the request waits for its turn, then the engine's frames; what fails by now is an event."""
+    wait_s = exchange.gateway.settings.stream.keep_alive_s
+    while not opening.done():
+        yield KEEP_ALIVE
+        await asyncio.wait({opening}, timeout=wait_s)
+    try:
+        response = opening.result()
+    except ApiError as error:
+        exchange.gateway.metrics.broken_streams.labels(error.code).inc()
+        yield failure(error)
+        return
+    if response.status != 200:
+        await exchange.read(response)
+        message = f"the engine refused the request with status {response.status}"
+        yield failure(ApiError("upstream_error", message))
+        return
+    async with aclosing(exchange.frames(response)) as frames:
+        async for frame in frames:
+            yield frame
+
+
+class _Stream(SseResponse):
+    """Holds what the request holds, also where not one part of it is ever sent."""
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[bytes, None],
+        opening: asyncio.Task[Upstream],
+        held: AsyncExitStack,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(parts, headers=headers)
+        self._opening, self._held = opening, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await _cancel(self._opening)
+            await self._held.aclose()
+
+
+async def _cancel(task: asyncio.Task[Upstream]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # told already, or of no interest any more

@@ -1,0 +1,130 @@
+"""What the routes share, made from the settings and closed with the application. Knows parts; handles no request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from kimi_serve.errors import ConfigError
+from kimi_serve.gateway.admission.ledger import BytesLedger
+from kimi_serve.gateway.admission.slots import Admission, Bounds, Capacity
+from kimi_serve.gateway.identity import Identity
+from kimi_serve.gateway.media.fetch import Fetcher, FetchRules
+from kimi_serve.gateway.metrics import Metrics
+from kimi_serve.gateway.prompt_cost import Meter
+from kimi_serve.gateway.replicas.discovery import Discovery, DnsNames, StaticList
+from kimi_serve.gateway.replicas.fleet import Fleet
+from kimi_serve.gateway.replicas.health import HealthTimes
+from kimi_serve.gateway.replicas.retries import RetryBudget
+from kimi_serve.gateway.settings import Settings
+from kimi_serve.gateway.upstream import Timeouts, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    settings: Settings
+    metrics: Metrics
+    meter: Meter
+    identity: Identity
+    ledger: BytesLedger
+    admission: Admission
+    fleet: Fleet
+    upstream: Upstream
+    fetcher: Fetcher
+    retries: RetryBudget
+
+    def measure(self) -> None:
+        """Gauges follow what the parts say at the moment of a scrape."""
+        m, seen = self.metrics, self.admission.snapshot()
+        for priority, count in seen.waiting.items():
+            m.waiting.labels(priority).set(count)
+            m.oldest.labels(priority).set(seen.oldest_s[priority])
+        m.outstanding.set(seen.outstanding.requests)
+        m.outstanding_cost.set(seen.outstanding.cost)
+        m.bytes_in_flight.set(self.ledger.total)
+        m.ready_replicas.set(self.fleet.ready)
+        for gauge in (m.replica_ready, m.replica_outstanding, m.replica_ejections):
+            gauge.clear()
+        for replica in self.fleet.snapshot():
+            m.replica_ready.labels(replica.url).set(replica.is_ready)
+            m.replica_outstanding.labels(replica.url).set(replica.outstanding)
+            m.replica_ejections.labels(replica.url).set(replica.ejections)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """Everything open and the engines watched, until the block ends."""
+    if settings.checkpoint is None:
+        raise ConfigError("checkpoint: not set; expected the folder of the checkpoint's tokenizer and preprocessor")
+    async with AsyncExitStack() as stack:
+        ledger = BytesLedger(settings.body.in_flight_bytes, settings.body.in_flight_bytes_per_tenant)
+        a = settings.admission
+        admission = Admission(capacity(settings, 0), Bounds(a.waiting, a.waiting_per_tenant))
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(trust_env=False, headers=engine_headers(settings))
+        )
+        fleet = Fleet(
+            discovery(settings),
+            session,
+            times=HealthTimes(interval_s=settings.replicas.check_s),
+            refresh_s=settings.replicas.refresh_s,
+            on_change=lambda ready: admission.set_capacity(capacity(settings, ready)),
+        )
+        gateway = Gateway(
+            settings,
+            Metrics(),
+            Meter.from_directory(settings.checkpoint),
+            await stack.enter_async_context(Identity.opened(settings.keys)),
+            ledger,
+            admission,
+            fleet,
+            await stack.enter_async_context(Upstream(timeouts(settings))),
+            await stack.enter_async_context(Fetcher(fetch_rules(settings))),
+            RetryBudget(settings.replicas.retry_percent),
+        )
+        await stack.enter_async_context(fleet.running())
+        yield gateway
+
+
+def engine_headers(settings: Settings) -> dict[str, str]:
+    key = settings.upstream.api_key
+    return {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
+
+
+def discovery(settings: Settings) -> Discovery:
+    replicas = settings.replicas
+    if bool(replicas.urls) == bool(replicas.dns):
+        raise ConfigError("replicas: expected either urls or dns")
+    if replicas.urls:
+        return StaticList.of(replicas.urls)
+    host, colon, port = replicas.dns.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigError(f"replicas.dns: {replicas.dns!r} is not supported; expected host:port")
+    return DnsNames(host, int(port))
+
+
+def capacity(settings: Settings, ready: int) -> Capacity:
+    """With no engine ready nothing is let through: requests wait for one until their deadline."""
+    return Capacity(settings.admission.requests * ready, settings.admission.cost * ready)
+
+
+def timeouts(settings: Settings) -> Timeouts:
+    u = settings.upstream
+    return Timeouts(u.connect_s, u.first_byte_s, u.between_frames_s, u.total_s)
+
+
+def fetch_rules(settings: Settings) -> FetchRules:
+    m = settings.media
+    return FetchRules(
+        ports=m.ports,
+        allowed_domains=m.allowed_domains,
+        denied_domains=m.denied_domains,
+        allow_private=m.allow_private,
+        max_bytes=m.max_bytes,
+        max_redirects=m.max_redirects,
+        max_concurrent=m.max_concurrent,
+        timeout_s=m.timeout_s,
+    )

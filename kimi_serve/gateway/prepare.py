@@ -1,0 +1,137 @@
+"""From a body to the work that an engine gets. Knows fields, counts and hashes; opens no connection to an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from starlette.requests import Request
+
+from kimi_serve.gateway.admission.ledger import Reservation
+from kimi_serve.gateway.forward import Work
+from kimi_serve.gateway.gateway import Gateway
+from kimi_serve.gateway.identity import Caller
+from kimi_serve.gateway.pictures import Eye, Seen
+from kimi_serve.gateway.prompt_cost import PromptCost, require_fit
+from kimi_serve.gateway.replicas.prompt import Picture, Prompt, Text, read_prompt
+from kimi_serve.protocol import chat
+from kimi_serve.protocol.chat import ChatRequest, Json
+from kimi_serve.protocol.errors import ApiError
+
+
+async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> Work:
+    arrived = time.monotonic()
+    body = chat.parse_object(raw)
+    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    asked = chat.parse_chat(body, most_choices=gateway.settings.policy.max_choices)
+    model, limit = model_of(gateway, caller, asked.model)
+    cost, seen, inlined = await measure(gateway, asked, reservation)
+    longest = require_fit(cost, asked.max_tokens, limit)
+    changed |= inlined
+    changed |= chat.strip_uuids(asked.images)
+    if caller.salt is not None:
+        body["cache_salt"] = caller.salt
+        changed = True
+    return Work(
+        "/v1/chat/completions",
+        chat.encode(body) if changed else raw,
+        model,
+        cost,
+        longest * asked.n,
+        chat_prompt(gateway, caller, asked, cost, seen),
+        request.headers,
+        asked.stream,
+        arrived,
+    )
+
+
+async def completion_work(
+    gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
+) -> Work:
+    arrived = time.monotonic()
+    body = chat.parse_object(raw)
+    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    model, limit = model_of(gateway, caller, chat.field(body, "model", str))
+    if body.get("prompt") in (None, "", []):
+        raise ApiError("invalid_value", "prompt: expected text or token ids", param="prompt")
+    cost = gateway.meter.text(body["prompt"])
+    prompts = body["prompt"] if isinstance(body["prompt"], list) and not isinstance(body["prompt"][0], int) else [None]
+    max_tokens = chat.field(body, "max_tokens", int, at_least=1)
+    asked = 16 if max_tokens is None else max_tokens  # OpenAI's default, and vLLM's
+    for one in prompts:  # every prompt of a list has a context of its own
+        require_fit(cost if one is None else gateway.meter.text(one), asked, limit)
+    if caller.salt is not None:
+        body["cache_salt"] = caller.salt
+        changed = True
+    opening = chat.encode({"prompt": body["prompt"]})
+    return Work(
+        "/v1/completions",
+        chat.encode(body) if changed else raw,
+        model,
+        cost,
+        asked * chat.choices(body, gateway.settings.policy.max_choices) * len(prompts),
+        read_prompt([Text(opening, cost.tokens)], (caller.salt or "").encode(), 1),
+        request.headers,
+        bool(chat.field(body, "stream", bool)),
+        arrived,
+    )
+
+
+def model_of(gateway: Gateway, caller: Caller, asked: str | None) -> tuple[str, int]:
+    """The model that is meant, and its context in tokens. Without a name: the only one that is served."""
+    models = gateway.fleet.models()
+    if not models:
+        raise ApiError("no_replica", "no engine is ready; retry later", retry_after=5.0)
+    name = asked if asked is not None else next(iter(models))
+    if name not in models:
+        served = ", ".join(sorted(models))
+        raise ApiError("model_not_found", f"model: {chat.short(name)} is not served; served: {served}", param="model")
+    caller.require_model(name)
+    return name, models[name]
+
+
+async def measure(
+    gateway: Gateway, asked: ChatRequest, reservation: Reservation
+) -> tuple[PromptCost, Sequence[Seen], bool]:
+    """The exact cost, what every picture is, and whether remote ones were written into the body."""
+    eye = Eye(gateway.settings.media, gateway.fetcher, gateway.metrics)
+    seen, inlined = await eye.look(asked.images, reservation)
+    places = [image.where for image in asked.images]
+    return gateway.meter.chat(asked.body, [one.size for one in seen], places), seen, inlined
+
+
+def chat_prompt(gateway: Gateway, caller: Caller, asked: ChatRequest, cost: PromptCost, seen: Sequence[Seen]) -> Prompt:
+    """The conversation as a chain of hashes; a message's text has its share of the text's tokens, by its length."""
+    pictures = iter(zip(seen, cost.image_tokens, strict=True))
+    are_images = {id(image.part) for image in asked.images}
+    parts: list[bytes | Picture] = []
+    opening = 0
+    for message in asked.messages:
+        parts.append(f"\x00{message.get('role')}\x00".encode())
+        content = message.get("content")
+        for part in content if isinstance(content, list) else [content]:
+            if id(part) in are_images:
+                one, tokens = next(pictures)
+                parts.append(Picture(one.hash, tokens))
+            else:
+                parts.append(_text(part))
+        if not opening and message.get("role") == "user":
+            opening = len(parts)
+    letters = sum(len(part) for part in parts if isinstance(part, bytes))
+    rate = cost.text_tokens / max(1, letters)
+    told: list[Text | Picture] = [
+        part if isinstance(part, Picture) else Text(part, round(len(part) * rate)) for part in parts
+    ]
+    return read_prompt(told, (caller.salt or "").encode(), opening or len(told))
+
+
+def _text(part: object) -> bytes:
+    if isinstance(part, str):
+        return part.encode("utf-8", "surrogatepass")
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"]).encode("utf-8", "surrogatepass")
+    return b"" if part is None else chat.encode(_plain(part))
+
+
+def _plain(part: object) -> Json:
+    return {"part": part}

@@ -1,0 +1,112 @@
+"""What a prompt costs, to the token, before any engine sees it. Knows ids and sizes in pixels; no request, no queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from kimi_serve.errors import ChatError, ConfigError, ImageError
+from kimi_serve.inputs import chat
+from kimi_serve.inputs.geometry import Geometry
+from kimi_serve.inputs.tokenizer import Tokenizer
+from kimi_serve.protocol.errors import ApiError
+
+OPTIONS = ("add_generation_prompt", "continue_final_message")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCost:
+    text_tokens: int  # everything but the images' own tokens: what wraps them counts here
+    image_tokens: tuple[int, ...]  # of every image, in order
+    pixels: int
+
+    @property
+    def tokens(self) -> int:
+        """Equal to the engine's `prompt_tokens`."""
+        return self.text_tokens + sum(self.image_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """The checkpoint's own tokenizer, template and geometry."""
+
+    tokenizer: Tokenizer
+    geometry: Geometry
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Meter:
+        """Needs tiktoken.model, tokenizer_config.json and preprocessor_config.json; no weights."""
+        file = directory / "preprocessor_config.json"
+        try:
+            raw = msgspec.json.decode(file.read_bytes(), type=dict[str, object])
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"{file}: cannot be read: {error}") from error
+        return cls(Tokenizer.from_directory(directory), Geometry.from_preprocessor_config(raw))
+
+    def ids(self, body: Mapping[str, object]) -> list[int]:
+        """A chat request's prompt, one placeholder an image."""
+        messages, tools = body["messages"], body.get("tools")
+        assert isinstance(messages, Sequence)
+        if tools is not None and not isinstance(tools, list):
+            raise ApiError("invalid_value", "tools: expected a list of tools", param="tools")
+        try:
+            return chat.render(messages, self.tokenizer, tools=tools or None, **_options(body))
+        except ChatError as error:
+            raise ApiError("invalid_value", str(error), param="messages") from error
+
+    def chat(self, body: Mapping[str, object], sizes: Sequence[tuple[int, int]], places: Sequence[str]) -> PromptCost:
+        """`sizes`: width and height of every image, upright, in order; `places` name them in errors."""
+        images = tuple(self.image(size, where) for size, where in zip(sizes, places, strict=True))
+        text = len(self.ids(body)) - len(images)
+        return PromptCost(text, images, sum(width * height for width, height in sizes))
+
+    def image(self, size: tuple[int, int], where: str) -> int:
+        try:
+            return self.geometry.num_tokens(*size)
+        except ImageError as error:
+            raise ApiError("image_too_large", f"{where}: {error}", param=where) from error
+
+    def text(self, prompt: object) -> PromptCost:
+        """A completion's prompt: text or token ids, one or a list of them."""
+        prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+        return PromptCost(sum(self._count(one) for one in prompts), (), 0)
+
+    def _count(self, prompt: object) -> int:
+        if isinstance(prompt, str):
+            return len(self.tokenizer.encode(prompt))
+        if isinstance(prompt, list) and all(type(i) is int for i in prompt):
+            return len(prompt)
+        raise ApiError("invalid_value", "prompt: expected text, token ids, or a list of either", param="prompt")
+
+
+def require_fit(cost: PromptCost, max_tokens: int | None, limit: int) -> int:
+    """The most tokens that the answer can have; an error with all the counts where the request cannot fit."""
+    asked = 1 if max_tokens is None else max_tokens
+    if cost.tokens + asked <= limit:
+        return limit - cost.tokens if max_tokens is None else max_tokens
+    images = ""
+    if cost.image_tokens:
+        listed = ", ".join(map(str, cost.image_tokens[:16])) + (", ..." if len(cost.image_tokens) > 16 else "")
+        images = f" and {sum(cost.image_tokens)} of {len(cost.image_tokens)} images ({listed})"
+    over = cost.tokens + asked - limit
+    raise ApiError(
+        "context_length_exceeded",
+        f"the prompt has {cost.tokens} tokens ({cost.text_tokens} of text{images}); with max_tokens {asked} that is "
+        f"{over} more than the model's limit of {limit}: shorten the text, send fewer or smaller images, or lower "
+        f"max_tokens",
+        param="messages" if cost.tokens + 1 > limit else "max_tokens",
+    )
+
+
+def _options(body: Mapping[str, object]) -> dict[str, bool]:
+    given = {name: body[name] for name in OPTIONS if body.get(name) is not None}
+    extra = body.get("chat_template_kwargs") or {}
+    if isinstance(extra, Mapping):
+        given |= {k: v for k, v in extra.items() if k in (*OPTIONS, "keep_thoughts") and v is not None}
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ApiError("invalid_value", f"{name}: {value!r} is not supported; expected true or false", param=name)
+    return {name: bool(value) for name, value in given.items()}

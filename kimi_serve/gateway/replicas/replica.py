@@ -1,0 +1,149 @@
+"""One engine as the gateway sees it: load, health, caches. Knows outcomes that it is told; opens no connection."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kimi_serve.gateway.replicas.breaker import Breaker, BreakerLimits, State
+from kimi_serve.gateway.replicas.choose import ReplicaView, RequestView, remaining
+from kimi_serve.gateway.replicas.health import Finding
+from kimi_serve.gateway.replicas.holdings import Holdings
+from kimi_serve.gateway.replicas.prompt import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLimits:
+    prefix_tokens: int = 500_000  # about what the engine's KV cache holds
+    image_tokens: int = (
+        1_000_000  # about what its cache of processed images holds: 4 GiB at 2,352 bytes a token is 1.8 M
+    )
+    slow_start_s: float = 30.0
+    least_warmth: float = 0.1
+    breaker: BreakerLimits = field(default_factory=BreakerLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSnapshot:
+    url: str
+    is_ready: bool
+    problem: str | None
+    breaker: State
+    ejections: int
+    requests: int
+    outstanding: int
+    warmth: float
+    models: Mapping[str, int]
+
+
+class Replica:
+    def __init__(
+        self, url: str, limits: ReplicaLimits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.url = url
+        self._limits, self._clock = limits or ReplicaLimits(), clock
+        self._breaker = Breaker(self._limits.breaker, clock)
+        self._ready_at = clock()
+        self.holdings = Holdings(self._limits.prefix_tokens, self._limits.image_tokens)
+        self.requests = 0
+        self.outstanding = 0  # tokens of work
+        self.is_ready = False
+        self.problem: str | None = "not checked yet"
+        self.models: Mapping[str, int] = {}
+        self._bad_checks = 0
+
+    def view(self, prompt: Prompt) -> ReplicaView:
+        prefix_tokens = self.holdings.prefix_tokens(prompt)
+        return ReplicaView(
+            url=self.url,
+            is_available=self.is_ready and self._breaker.allows(),
+            models=self.models,
+            outstanding=self.outstanding,
+            warmth=self.warmth,
+            prefix_tokens=prefix_tokens,
+            image_tokens=self.holdings.image_tokens(prompt, prefix_tokens),
+        )
+
+    @property
+    def warmth(self) -> float:
+        """From `least_warmth` to 1 in `slow_start_s` after it became ready, or was let in again."""
+        elapsed = self._clock() - max(self._ready_at, self._breaker.closed_at)
+        return min(1.0, max(self._limits.least_warmth, elapsed / self._limits.slow_start_s))
+
+    @contextmanager
+    def serving(self, prompt: Prompt, request: RequestView) -> Iterator["Call"]:
+        """While a request is with the engine. A call that ends with no outcome told was abandoned: no one's fault."""
+        work = remaining(self.view(prompt), request)
+        call = Call(self, prompt, self._breaker.begin())
+        # Before the answer: what arrives in the meantime with the same beginning should come here too.
+        self.holdings.remember_prefix(prompt)
+        self.requests += 1
+        self.outstanding += work
+        try:
+            yield call
+        finally:
+            self.outstanding -= work
+            self.requests -= 1
+            call.abandoned()
+
+    def note(self, finding: Finding, unready_after: int = 1) -> None:
+        """What an active check found."""
+        if finding.problem is None:
+            if not self.is_ready:
+                # It may have been restarted meanwhile, with empty caches.
+                self.holdings.clear()
+                self._ready_at = self._clock()
+                logger.info("replica ready", extra={"replica": self.url, "models": sorted(finding.models)})
+            self.is_ready, self.problem, self.models, self._bad_checks = True, None, finding.models, 0
+            return
+        self._bad_checks += 1
+        self.problem = finding.problem
+        if self.is_ready and self._bad_checks >= unready_after:
+            self.is_ready = False
+            logger.warning("replica not ready", extra={"replica": self.url, "problem": finding.problem})
+
+    def snapshot(self) -> ReplicaSnapshot:
+        return ReplicaSnapshot(
+            url=self.url,
+            is_ready=self.is_ready,
+            problem=self.problem,
+            breaker=self._breaker.state,
+            ejections=self._breaker.ejections,
+            requests=self.requests,
+            outstanding=self.outstanding,
+            warmth=self.warmth,
+            models=self.models,
+        )
+
+
+class Call:
+    """One attempt on one replica. The first outcome told counts."""
+
+    def __init__(self, replica: Replica, prompt: Prompt, ticket: int) -> None:
+        self._replica, self._prompt, self._ticket = replica, prompt, ticket
+        self._is_over = False
+
+    def succeeded(self) -> None:
+        """The engine answered; errors that the client caused are answers."""
+        if self._end():
+            self._replica._breaker.succeeded(self._ticket)
+            self._replica.holdings.remember_images(self._prompt)
+
+    def failed(self) -> None:
+        """No connection, a 5xx, a time-out, or a stream that broke off."""
+        if self._end():
+            before = self._replica._breaker.ejections
+            self._replica._breaker.failed(self._ticket)
+            if self._replica._breaker.state == "open" and self._replica._breaker.ejections != before:
+                logger.warning("replica ejected", extra={"replica": self._replica.url})
+
+    def abandoned(self) -> None:
+        if self._end():
+            self._replica._breaker.abandoned(self._ticket)
+
+    def _end(self) -> bool:
+        was_over, self._is_over = self._is_over, True
+        return not was_over

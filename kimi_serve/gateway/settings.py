@@ -1,0 +1,185 @@
+"""The gateway's settings: one TOML file, the environment, the command line. Knows names, types and defaults only.
+
+A setting of the environment is KIMI_SERVE_ and the path in capitals, joined by two underscores:
+KIMI_SERVE_ADMISSION__REQUESTS=64. The environment wins over the file. An unknown name is refused.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from tomllib import TOMLDecodeError
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from kimi_serve.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listen(Section):
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
+    grace_s: float = Field(default=30.0, ge=0, description="seconds that streams have to finish after SIGTERM")
+
+
+class Replicas(Section):
+    urls: tuple[str, ...] = Field(default=(), description="base URLs of the engines")
+    dns: str = Field(default="", description="host:port whose every address is an engine, for a headless service")
+    refresh_s: float = Field(default=10.0, gt=0, description="seconds between look-ups of the engines")
+    check_s: float = Field(default=5.0, gt=0, description="seconds between health checks of an engine")
+    retry_percent: int = Field(
+        default=10, ge=0, le=100, description="at most this share of requests is sent a second time"
+    )
+
+
+class Body(Section):
+    max_bytes: int = Field(default=256 * 2**20, gt=0, description="largest body of a request")
+    in_flight_bytes: int = Field(default=2 * 2**30, gt=0, description="all bodies in memory together")
+    in_flight_bytes_per_tenant: int = Field(default=2**30, gt=0, description="all bodies of one tenant together")
+    timeout_s: float = Field(default=60.0, gt=0, description="seconds in which a body must have arrived")
+
+
+class Media(Section):
+    max_images: int = Field(default=512, gt=0, description="images in one prompt")
+    max_bytes: int = Field(default=20 * 2**20, gt=0, description="largest picture, as a file")
+    max_pixels: int = Field(default=89_478_485, gt=0, description="largest picture, width times height")
+    allow_remote: bool = Field(default=True, description="whether the gateway fetches http and https URLs")
+    allowed_domains: tuple[str, ...] = Field(default=(), description="only these, with their subdomains; empty: all")
+    denied_domains: tuple[str, ...] = Field(default=(), description="never these; wins over allowed_domains")
+    allow_private: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="networks to fetch from though private"
+    )
+    ports: frozenset[int] = Field(default=frozenset({80, 443}), description="ports to fetch from")
+    max_redirects: int = Field(default=3, ge=0, description="redirects that a fetch follows")
+    max_concurrent: int = Field(default=32, gt=0, description="fetches at once")
+    timeout_s: float = Field(default=10.0, gt=0, description="seconds for one fetch, with its redirects")
+
+
+class AdmissionSettings(Section):
+    requests: int = Field(default=256, gt=0, description="requests at one engine at once")
+    cost: int = Field(default=1_000_000, gt=0, description="tokens of work at one engine at once, images weighted")
+    waiting: int = Field(default=10_000, ge=0, description="requests that wait for an engine, all together")
+    waiting_per_tenant: int = Field(default=1_000, ge=0, description="requests of one tenant that wait")
+    deadline_s: float = Field(default=60.0, gt=0, description="seconds that a request waits at most")
+
+
+class Stream(Section):
+    keep_alive_s: float = Field(default=10.0, gt=0, description="silence after which a stream gets a comment")
+
+
+class Upstream(Section):
+    connect_s: float = Field(default=2.0, gt=0, description="seconds to connect to an engine")
+    first_byte_s: float = Field(
+        600.0, gt=0, description="seconds to an engine's first byte, queue and prefill included"
+    )
+    between_frames_s: float = Field(default=60.0, gt=0, description="seconds between two parts of an answer")
+    total_s: float = Field(default=3600.0, gt=0, description="seconds for a whole answer")
+    api_key: SecretStr | None = Field(default=None, description="the key that the engines were started with")
+
+
+class Keys(Section):
+    file: Path | None = Field(
+        default=None, description="the file of keys; without file, environment or database: no keys"
+    )
+    sqlite: Path | None = Field(default=None, description="the SQLite database of keys")
+    environment: bool = Field(default=False, description="read the keys from KIMI_SERVE_KEYS")
+    single: SecretStr | None = Field(default=None, description="one key for everybody, in place of a store of keys")
+    redis: SecretStr | None = Field(
+        default=None, description="redis://host:port/db in which several gateways count together"
+    )
+    salt_secret: SecretStr | None = Field(
+        default=None, description="secret of the tenants' cache salts; the same everywhere"
+    )
+
+
+class Policy(Section):
+    owned_fields: Literal["refuse", "strip"] = Field(
+        default="refuse", description="what happens to fields clients do not own"
+    )
+    max_choices: int = Field(default=16, gt=0, description="largest n of a request")
+    reasoning_field: Literal["reasoning_content", "reasoning"] = Field(
+        default="reasoning_content", description="the name under which clients get thoughts; vLLM's own is reasoning"
+    )
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="KIMI_SERVE_", env_nested_delimiter="__", extra="forbid", frozen=True, toml_file=None
+    )
+
+    checkpoint: Path | None = Field(
+        default=None, description="folder with tiktoken.model, tokenizer_config.json and preprocessor_config.json"
+    )
+    listen: Listen = Listen()
+    replicas: Replicas = Replicas()
+    body: Body = Body()
+    media: Media = Media()
+    admission: AdmissionSettings = AdmissionSettings()
+    stream: Stream = Stream()
+    upstream: Upstream = Upstream()
+    keys: Keys = Keys()
+    policy: Policy = Policy()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, file
+
+
+def from_command_line(
+    file: Path | None, engines: list[str] | None, checkpoint: Path | None, host: str | None, port: int | None
+) -> Settings:
+    listen = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    given: dict[str, Any] = {"listen": listen} if listen else {}
+    if engines:
+        given["replicas"] = {"urls": engines}
+    if checkpoint is not None:
+        given["checkpoint"] = checkpoint
+    return read(file, **given)
+
+
+def read(file: Path | None, **given: Any) -> Settings:
+    """The settings of a TOML file, the environment over it, `given` over both. Raises ConfigError."""
+    if file is not None and not file.is_file():
+        raise ConfigError(f"--config: {file} is not a file")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    try:
+        return FromFile(**given)
+    except (ValidationError, SettingsError, TOMLDecodeError) as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _sentence(error: Exception) -> str:
+    """Name, value and expectation of every wrong setting; never the value of a secret."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    said = []
+    for one in error.errors(include_url=False, include_context=False):
+        name = ".".join(map(str, one["loc"]))
+        if one["type"] == "extra_forbidden":
+            said.append(f"{name}: there is no such setting")
+        else:
+            value = "" if name.startswith("keys") or name.endswith("api_key") else f"{one['input']!r}: "
+            said.append(f"{name}: {value}{one['msg'][0].lower()}{one['msg'][1:]}")
+    return "; ".join(said)

@@ -1,0 +1,307 @@
+"""An engine's stream on its way to a client. Knows frames, clocks and when a client leaves; opens no connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kimi_serve.errors import KimiServeError
+from kimi_serve.protocol.errors import ApiError
+from kimi_serve.protocol.sse import DONE, KEEP_ALIVE, FrameTooLargeError, Splitter, data_of, event
+
+T = TypeVar("T")
+Outcome = Literal["complete", "failed", "left"]
+
+GAP_BOUNDS_S: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+_LINGER_S: Final = 0.25  # for the end of the body behind [DONE]; without it the connection could not be used again
+_LONGEST_DONE: Final = 32
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Observation:
+    """What a stream was like; times are the clock's own, so that a caller can count from where its request began."""
+
+    started_at: float
+    outcome: Outcome = "failed"
+    error: str | None = None  # a code of protocol.errors, or "engine_error" for an error event of the engine's own
+    first_at: float | None = None  # of content; the frame that only names the role is none
+    last_at: float | None = None
+    content_frames: int = 0
+    sent_bytes: int = 0
+    keep_alives: int = 0
+    longest_gap_s: float = 0.0
+    gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS_S) + 1))  # counts by GAP_BOUNDS_S, and above
+    usage: Mapping[str, object] | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_at is None else self.first_at - self.started_at
+
+    @property
+    def mean_gap_s(self) -> float | None:
+        """Between content frames; None where there are less than two."""
+        if self.first_at is None or self.last_at is None or self.content_frames < 2:
+            return None
+        return (self.last_at - self.first_at) / (self.content_frames - 1)
+
+    def saw(self, frames: int, now: float) -> None:
+        """Content frames that came together: the first ends a gap, the others follow without one."""
+        if self.last_at is None:
+            self.first_at = now
+        else:
+            gap = now - self.last_at
+            self.gaps[bisect_left(GAP_BOUNDS_S, gap)] += 1
+            self.longest_gap_s = max(self.longest_gap_s, gap)
+        self.gaps[0] += frames - 1
+        self.last_at = now
+        self.content_frames += frames
+
+
+async def relay(
+    chunks: AsyncIterator[bytes],
+    *,
+    keep_alive_s: float,
+    clock: Callable[[], float],
+    observe: Callable[[Observation], None],
+) -> AsyncGenerator[bytes, None]:
+    """Whole frames, byte for byte, in the groups in which they came; an error event where the engine fails; [DONE].
+
+    Reads one chunk ahead of its reader and no more. Close it (contextlib.aclosing) to stop at once. `observe` is
+    called when it ends, however that is.
+    """
+    seen = Observation(clock())
+    source = _OneAhead(chunks)
+    stream = _Frames(seen, clock)
+    try:
+        while not stream.is_done:
+            chunk = await source.next_within(keep_alive_s)
+            if chunk is None:
+                seen.keep_alives += 1
+                yield KEEP_ALIVE
+                continue
+            if passed := stream.take(chunk):
+                seen.sent_bytes += len(passed)
+                yield passed
+        with suppress(ApiError, StopAsyncIteration):
+            await source.next_within(_LINGER_S)
+        seen.outcome = "failed" if seen.error else "complete"
+    except StopAsyncIteration:
+        yield _ending(seen, ApiError("upstream_error", "the engine ended its answer too early; send the request again"))
+    except FrameTooLargeError as error:
+        yield _ending(seen, ApiError("upstream_error", f"the engine sent {error}"))
+    except ApiError as error:
+        yield _ending(seen, error)
+    except (asyncio.CancelledError, GeneratorExit):
+        seen.outcome = "left"
+        raise
+    finally:
+        await source.close()
+        observe(seen)
+
+
+class _Frames:
+    """Lets whole frames through and reads what is to be known of them."""
+
+    def __init__(self, seen: Observation, clock: Callable[[], float]) -> None:
+        self._seen, self._clock = seen, clock
+        self._splitter = Splitter()
+        self.is_done = False
+
+    def take(self, chunk: bytes) -> bytes:
+        was_inside = self._splitter.is_inside_frame
+        frames = self._splitter.feed(chunk)
+        if not frames:
+            return b""
+        content = 0
+        for position, frame in enumerate(frames):
+            if len(frame) <= _LONGEST_DONE and data_of(frame) == b"[DONE]":
+                self.is_done = True
+                frames = frames[: position + 1]
+                break
+            if b'"usage":' in frame or b'"error":' in frame:
+                self._read(frame)
+            if _is_content(frame):
+                content += 1
+        if content:
+            self._seen.saw(content, self._clock())
+        is_all = not was_inside and not self._splitter.is_inside_frame and not self.is_done
+        return chunk if is_all else b"".join(frames)
+
+    def _read(self, frame: bytes) -> None:
+        with suppress(ValueError):  # what is not JSON is the client's to judge, byte for byte
+            said = json.loads(data_of(frame) or b"")
+            if isinstance(said, dict):
+                if isinstance(said.get("usage"), dict):
+                    self._seen.usage = said["usage"]
+                if said.get("error"):
+                    self._seen.error = "engine_error"
+
+
+def _is_content(frame: bytes) -> bool:
+    """It has a choice, and is not the first one of a chat, which names the role and no token."""
+    return b'"choices":[{' in frame and b'"delta":{"role":' not in frame
+
+
+def _ending(seen: Observation, error: ApiError) -> bytes:
+    seen.error = error.code
+    return failure(error)
+
+
+def failure(error: ApiError) -> bytes:
+    """How a stream that has begun ends without success: OpenAI's envelope as an event, then [DONE]."""
+    return event(json.dumps(error.envelope())) + DONE
+
+
+class _OneAhead:
+    """Reads an iterator in a task of its own, so that waiting for it can be interrupted without disturbing it.
+
+    It holds one item at most. A task for every wait would do too, and costs several times as much.
+    """
+
+    def __init__(self, items: AsyncIterator[bytes]) -> None:
+        self._items = items
+        self._loop = asyncio.get_running_loop()
+        self._item: bytes | None = None
+        self._has_ended = False
+        self._arrival: asyncio.Future[bool] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._reader = self._loop.create_task(self._read())
+
+    async def next_within(self, seconds: float) -> bytes | None:
+        """The next item; None where it takes longer. Raises what the iterator raises, StopAsyncIteration at its end."""
+        if self._item is None and not self._has_ended and not await self._arrives_within(seconds):
+            return None
+        item, self._item = self._item, None
+        if item is None:
+            await self._reader  # raises what ended it
+            raise StopAsyncIteration
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        return item
+
+    async def close(self) -> None:
+        """Cancels a read under way and waits for its end, in which the iterator lets go of what it holds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reader.cancel()
+        await asyncio.wait({self._reader})
+        if not self._reader.cancelled():
+            self._reader.exception()  # told already, or of no interest any more
+
+    async def _read(self) -> None:
+        try:
+            async for item in self._items:
+                self._item = item
+                self._tell(True)
+                if self._item is not None:
+                    self._room = self._loop.create_future()
+                    await self._room
+        finally:
+            self._has_ended = True
+            if isinstance(self._items, AsyncGenerator):
+                await self._items.aclose()
+            self._tell(True)
+
+    def _tell(self, has_arrived: bool) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(has_arrived)
+
+    async def _arrives_within(self, seconds: float) -> bool:
+        self._due = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._due:
+            self._look_at(self._due)
+        self._arrival = self._loop.create_future()
+        try:
+            return await self._arrival
+        finally:
+            self._arrival = None
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """One timer for all waits, moved on when it fires too early: cheaper than setting one for every chunk."""
+        self._timer = None
+        if self._arrival is None or self._arrival.done():
+            return
+        if self._loop.time() >= self._due:
+            self._tell(False)
+        else:
+            self._look_at(self._due)
+
+
+class ClientGoneError(KimiServeError):
+    """The client closed its connection; there is nobody to answer."""
+
+
+async def while_connected(receive: Receive, work: Coroutine[object, object, T]) -> T:
+    """Awaits the work. When the client leaves it cancels it and raises ClientGoneError. For after the body is read."""
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+class SseResponse(Response):
+    """Sends what an async generator yields, as it comes, and closes the generator at once when the client leaves.
+
+    A part is asked for when the one before has gone to the socket: what a slow client does not take is not read.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, parts: AsyncGenerator[bytes, None], *, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.parts = parts
+        self.status_code = status_code
+        self.background = None
+        # Proxies such as nginx collect a response before they pass it on, unless told not to.
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientGoneError):
+            await while_connected(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self.parts) as parts:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            try:
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except Exception:
+                logger.exception("a stream broke off")
+                sorry = failure(ApiError("internal_error", "the gateway failed in the middle of the answer"))
+                await send({"type": "http.response.body", "body": sorry, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

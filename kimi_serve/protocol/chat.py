@@ -1,0 +1,166 @@
+"""The fields of a chat request that the gateway decides on. Knows names and types of JSON; no token, no image size.
+
+The rest of the body is the engine's business: it is neither checked nor changed, and where nothing has to be
+rewritten the client's own bytes go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgspec
+
+from kimi_serve.protocol.errors import ApiError
+
+# Scheduling, caches and templates belong to the operator: a client who sets them can starve or read other tenants.
+OWNED_FIELDS: Final = (
+    "cache_salt",
+    "chat_template",
+    "ec_transfer_params",
+    "kv_transfer_params",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "priority",
+    "request_id",
+    "vllm_xargs",
+)
+IMAGE_KEYS: Final = ("image_url", "input_image", "image")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image of the conversation, by its place."""
+
+    where: str  # messages[1].content[0]
+    holder: Json  # the dict that holds the URL
+    key: str  # under which it does
+    part: Json
+
+    @property
+    def url(self) -> str:
+        url: str = self.holder[self.key]
+        return url
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    body: Json
+    model: str | None
+    messages: Sequence[Mapping[str, object]]
+    stream: bool
+    max_tokens: int | None
+    n: int
+    images: tuple[ImagePart, ...]
+
+
+def parse_object(raw: bytes) -> Json:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError("invalid_json", f"the body is not JSON: {error}; send one JSON object") from error
+    if not isinstance(body, dict):
+        raise ApiError("invalid_json", f"the body is a JSON {type(body).__name__}; send one JSON object")
+    return body
+
+
+def parse_chat(body: Json, *, most_choices: int) -> ChatRequest:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ApiError("invalid_value", "messages: expected a list with at least one message", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            where = f"messages[{index}]"
+            raise ApiError("invalid_value", f"{where}: expected an object with a role and content", param=where)
+    completion = field(body, "max_completion_tokens", int, at_least=1)
+    return ChatRequest(
+        body,
+        field(body, "model", str),
+        messages,
+        bool(field(body, "stream", bool)),
+        completion if completion is not None else field(body, "max_tokens", int, at_least=1),
+        choices(body, most_choices),
+        tuple(_images(messages)),
+    )
+
+
+def choices(body: Json, most: int) -> int:
+    """How many answers are to be made of one prompt."""
+    n: int = field(body, "n", int, at_least=1) or 1
+    if n > most:
+        raise ApiError("invalid_value", f"n: {n} exceeds the limit of {most}", param="n")
+    return n
+
+
+def field(body: Json, name: str, kind: type, *, at_least: int | None = None) -> Any:
+    """A field of the given JSON type; None where it is absent or null."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        expected = {int: "an integer", str: "a string", bool: "true or false", dict: "an object"}[kind]
+        raise ApiError("invalid_value", f"{name}: {short(value)} is not supported; expected {expected}", param=name)
+    if at_least is not None and value < at_least:
+        raise ApiError("invalid_value", f"{name}: {value} is too small; expected at least {at_least}", param=name)
+    return value
+
+
+def apply_policy(body: Json, policy: Literal["refuse", "strip"]) -> bool:
+    """Deal with the fields that clients do not own; whether the body was changed."""
+    owned = [name for name in OWNED_FIELDS if name in body]
+    if owned and policy == "refuse":
+        raise ApiError("field_not_allowed", f"{owned[0]}: clients may not set this field; leave it out", param=owned[0])
+    for name in owned:
+        del body[name]
+    return bool(owned)
+
+
+def strip_uuids(images: Sequence[ImagePart]) -> bool:
+    """A client's own media ids never reach an engine: its caches are keyed by them. Whether any was there."""
+    marked = [image for image in images if "uuid" in image.part]
+    for image in marked:
+        del image.part["uuid"]
+    return bool(marked)
+
+
+def encode(body: Json) -> bytes:
+    return msgspec.json.encode(body)
+
+
+def short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:37] + "..."
+
+
+def _images(messages: Sequence[Json]) -> Iterator[ImagePart]:
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, list):
+            for number, part in enumerate(content):
+                if isinstance(part, dict) and _is_image(part):
+                    yield _image(part, f"messages[{index}].content[{number}]")
+
+
+def _is_image(part: Json) -> bool:
+    """As the engine judges: by type, or by the key where there is no type."""
+    kind = part.get("type")
+    return kind in IMAGE_KEYS or (kind is None and any(key in part for key in IMAGE_KEYS))
+
+
+def _image(part: Json, where: str) -> ImagePart:
+    key = next((key for key in ("image_url", "image") if key in part), None)
+    if key is None:
+        raise ApiError("invalid_value", f"{where}: has no image_url; expected a URL or a data URL", param=where)
+    value = part[key]
+    if isinstance(value, dict):
+        where_url = f"{where}.{key}.url"
+        holder, key = value, "url"
+    else:
+        where_url = f"{where}.{key}"
+        holder = part
+    if not isinstance(holder.get(key), str) or not holder[key]:
+        found = short(holder.get(key))
+        raise ApiError("invalid_value", f"{where_url}: {found} is not supported; expected a URL", param=where_url)
+    return ImagePart(where, holder, key, part)

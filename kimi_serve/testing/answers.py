@@ -1,0 +1,155 @@
+"""The bytes of vLLM 0.32's answers. Knows its field names and their order; never when they are sent."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from kimi_serve.protocol.sse import event
+from kimi_serve.testing.dials import Dials
+
+Kind = Literal["chat", "completion"]
+ROUTES: Final[dict[str, Kind]] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+OUR_CLASS: Final = "kimi_serve.model.kimi_vl.KimiVLForConditionalGeneration"
+_PARSED_UP_TO: Final = 64 << 10
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a request changes the shape of its answer."""
+
+    stream: bool
+    include_usage: bool
+    max_tokens: int | None
+
+
+def read(body: bytes) -> Asked:
+    """Raises ValueError for what is not a JSON object."""
+    if len(body) > _PARSED_UP_TO:
+        # Megabytes of pictures would cost more than all else here, and a benchmark would measure the double.
+        return Asked(_says(body, b'"stream"', b"true"), _says(body, b'"include_usage"', b"true"), None)
+    request = json.loads(body)
+    if not isinstance(request, dict):
+        raise ValueError("the body is not a JSON object")  # noqa: TRY004  # it is input
+    options = request.get("stream_options") or {}
+    limit = request.get("max_completion_tokens") or request.get("max_tokens")
+    return Asked(request.get("stream") is True, options.get("include_usage") is True, limit)
+
+
+def _says(body: bytes, key: bytes, value: bytes) -> bool:
+    at = body.find(key)
+    return at >= 0 and body[at + len(key) : at + len(key) + 16].lstrip(b" \t\r\n:").startswith(value)
+
+
+class Answer:
+    """One answer in vLLM's shape, frame by frame; a token's frame is made once and sent as often as it is asked for."""
+
+    def __init__(self, kind: Kind, dials: Dials, asked: Asked) -> None:
+        limit = dials.tokens if asked.max_tokens is None else asked.max_tokens
+        self.tokens = min(dials.tokens, limit)
+        self._finish = "length" if self.tokens == asked.max_tokens else "stop"
+        self._kind, self._dials = kind, dials
+        self._id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{next(_numbers):032x}"
+        self._created = int(time.time())
+        self._usage = {
+            "prompt_tokens": dials.prompt_tokens,
+            "total_tokens": dials.prompt_tokens + self.tokens,
+            "completion_tokens": self.tokens,
+        }
+
+    def opening(self) -> bytes:
+        """The frame that names the role; completions have none."""
+        if self._kind == "completion":
+            return b""
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._frame([choice], prompt_token_ids=None, prompt_text=None)
+
+    def token(self) -> bytes:
+        return self._frame([self._choice(self._dials.text, {"finish_reason": None})])
+
+    def closing(self) -> bytes:
+        """The last token comes with the reason why it is the last."""
+        text = self._dials.text if self.tokens else ""
+        return self._frame([self._choice(text, {"finish_reason": self._finish, "stop_reason": None})])
+
+    def usage(self) -> bytes:
+        return self._frame([], usage=self._usage)
+
+    def whole(self) -> bytes:
+        """The answer to a request that did not ask for a stream."""
+        text = self._dials.text * self.tokens
+        choice: dict[str, object] = {"index": 0}
+        if self._kind == "chat":
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None, "reasoning": None}
+        else:
+            choice["text"] = text
+        choice |= {"logprobs": None, "finish_reason": self._finish, "stop_reason": None, "token_ids": None}
+        named = {"id": self._id, "object": self._object(""), "created": self._created, "model": self._dials.model}
+        ends = {"service_tier": None, "system_fingerprint": None, "usage": self._usage, "kv_transfer_params": None}
+        return dumps({**named, "choices": [choice], **ends})
+
+    def _choice(self, text: str, reasons: dict[str, object]) -> dict[str, object]:
+        if self._kind == "chat":
+            return {"index": 0, "delta": {"content": text}, "logprobs": None, **reasons, "token_ids": None}
+        return {"index": 0, "text": text, "logprobs": None, "stop_reason": None, **reasons}
+
+    def _frame(self, choices: list[dict[str, object]], **more: object) -> bytes:
+        named = {"id": self._id, "object": self._object(".chunk"), "created": self._created, "model": self._dials.model}
+        return event(dumps({**named, "choices": choices, **more}))
+
+    def _object(self, suffix: str) -> str:
+        return f"chat.completion{suffix}" if self._kind == "chat" else "text_completion"
+
+
+def models(dials: Dials) -> bytes:
+    now = int(time.time())
+    permission = {
+        "id": f"modelperm-{uuid.uuid4().hex}",
+        "object": "model_permission",
+        "created": now,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    card = {
+        "id": dials.model,
+        "object": "model",
+        "created": now,
+        "owned_by": "vllm",
+        "root": dials.model,
+        "parent": None,
+    }
+    more = {"max_model_len": dials.max_model_len, "permission": [permission]}
+    return dumps({"object": "list", "data": [{**card, **more}]})
+
+
+def info(dials: Dials) -> bytes:
+    return dumps({"model_class": OUR_CLASS, "model": dials.model, "max_model_len": dials.max_model_len})
+
+
+def metrics(dials: Dials, running: int) -> bytes:
+    labels = f'{{engine="0",model_name="{dials.model}"}}'
+    gauges = {"num_requests_running": running, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.0}
+    lines = (f"# TYPE vllm:{name} gauge\nvllm:{name}{labels} {float(value)}\n" for name, value in gauges.items())
+    return "".join(lines).encode()
+
+
+def error(status: int, message: str) -> bytes:
+    kind = {400: "BadRequestError", 500: "InternalServerError", 503: "ServiceUnavailableError"}[status]
+    return dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
+
+
+def dumps(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

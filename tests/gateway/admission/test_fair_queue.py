@@ -1,0 +1,174 @@
+"""The order in which waiting requests go."""
+
+import time
+from collections import Counter
+from itertools import islice
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kimi_serve.gateway.admission.fair_queue import PRIORITIES, FairQueue, Priority
+
+
+def order(queue: FairQueue[str]) -> list[str]:
+    return [queue.take().item for _ in range(len(queue))]
+
+
+def test_one_tenant_is_served_in_the_order_of_arrival() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for name in "abcd":
+        queue.push("t", "default", 100_000, name)
+    assert order(queue) == ["a", "b", "c", "d"]
+
+
+def test_tenants_share_by_weight_and_not_by_number_of_requests() -> None:
+    queue: FairQueue[str] = FairQueue(quantum=1000)
+    for _ in range(1000):
+        queue.push("small", "default", 100, "small")
+    for _ in range(100):
+        queue.push("large", "default", 1000, "large")
+    served = Counter(islice(order(queue), 550))
+    assert served["small"] * 100 == served["large"] * 1000
+
+
+def test_a_flood_of_one_tenant_does_not_delay_another() -> None:
+    queue: FairQueue[str] = FairQueue(quantum=1000)
+    for _ in range(5000):
+        queue.push("flood", "default", 500, "flood")
+    queue.push("calm", "default", 500, "calm")
+    assert "calm" in order(queue)[:3]
+
+
+def test_a_request_far_above_the_quantum_gets_its_turn() -> None:
+    queue: FairQueue[str] = FairQueue(quantum=1000)
+    queue.push("large", "default", 50_000, "large")
+    for _ in range(200):
+        queue.push("small", "default", 1000, "small")
+    assert 45 <= order(queue).index("large") <= 55
+
+
+def test_credit_is_not_saved_up_by_leaving_and_coming_back() -> None:
+    queue: FairQueue[str] = FairQueue(quantum=10_000)
+    for _ in range(50):
+        queue.push("sparing", "default", 1, "sparing")
+        assert queue.take().item == "sparing"
+    for _ in range(40):
+        queue.push("sparing", "default", 1000, "sparing")
+        queue.push("other", "default", 1000, "other")
+    assert Counter(order(queue)[:20]) == {"sparing": 10, "other": 10}
+
+
+def test_higher_classes_go_first() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for priority in reversed(PRIORITIES):
+        queue.push("t", priority, 10, priority)
+    assert order(queue) == list(PRIORITIES)
+
+
+def test_a_lower_class_goes_after_it_was_passed_over_often_enough() -> None:
+    queue: FairQueue[str] = FairQueue(patience=4)
+    for priority in PRIORITIES:
+        for _ in range(100):
+            queue.push("t", priority, 10, priority)
+    served = order(queue)[:60]
+    assert served[:6] == ["interactive"] * 4 + ["default", "batch"]
+    assert Counter(served) == {"interactive": 40, "default": 10, "batch": 10}
+
+
+def test_a_class_does_not_age_while_nobody_waits_in_it() -> None:
+    queue: FairQueue[str] = FairQueue(patience=4)
+    for _ in range(50):
+        queue.push("t", "interactive", 10, "interactive")
+    for _ in range(20):
+        queue.take()
+    queue.push("t", "batch", 10, "batch")
+    assert order(queue).index("batch") == 4
+
+
+def test_an_overdue_class_whose_last_request_leaves_is_not_waited_for() -> None:
+    queue: FairQueue[str] = FairQueue(patience=1)
+    overdue = queue.push("t", "batch", 10, "batch")
+    for _ in range(3):
+        queue.push("t", "interactive", 10, "interactive")
+    queue.take()
+    assert queue.head() is overdue
+    queue.remove(overdue)
+    assert order(queue) == ["interactive", "interactive"]
+
+
+def test_the_head_stays_the_head_until_something_changes() -> None:
+    queue: FairQueue[str] = FairQueue(quantum=10)
+    for name in "abc":
+        queue.push(name, "default", 35, name)
+    head = queue.head()
+    assert all(queue.head() is head for _ in range(10))
+    assert queue.take() is head
+
+
+def test_a_removed_request_is_not_served_and_is_removed_once() -> None:
+    queue: FairQueue[str] = FairQueue()
+    tickets = [queue.push("t", "default", 10, name) for name in "abc"]
+    assert queue.remove(tickets[1])
+    assert not queue.remove(tickets[1])
+    assert order(queue) == ["a", "c"]
+    assert not queue.remove(tickets[0])
+    assert queue.head() is None
+
+
+def test_removing_the_head_hands_its_turn_to_the_next_tenant() -> None:
+    queue: FairQueue[str] = FairQueue(quantum=1000)
+    first = queue.push("a", "default", 1000, "a")
+    for _ in range(3):
+        queue.push("b", "default", 1000, "b")
+    queue.push("c", "default", 1000, "c")
+    assert queue.head() is first
+    queue.remove(first)
+    assert order(queue) == ["b", "c", "b", "b"]
+
+
+pushes = st.tuples(st.sampled_from("abcd"), st.sampled_from(PRIORITIES), st.integers(1, 30_000))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.one_of(pushes, st.just("take"), st.integers(0, 50))))
+def test_counts_agree_with_what_is_in_the_queue(steps: list[tuple[str, Priority, int] | str | int]) -> None:
+    queue: FairQueue[int] = FairQueue(quantum=5000, patience=3)
+    inside = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, tuple):
+            inside[number] = queue.push(*step, number)
+        elif step == "take" and inside:
+            head = queue.head()
+            assert head is inside.pop(queue.take().item)
+        elif isinstance(step, int) and step in inside:
+            assert queue.remove(inside.pop(step))
+        assert len(queue) == len(inside) == len(queue.tickets())
+        assert queue.load.cost == sum(ticket.weight for ticket in inside.values())
+        for tenant in "abcd":
+            own = [ticket.weight for ticket in inside.values() if ticket.tenant == tenant]
+            assert (queue.tenant(tenant).requests, queue.tenant(tenant).cost) == (len(own), sum(own))
+        for priority in PRIORITIES:
+            names = [name for name, ticket in inside.items() if ticket.priority == priority]
+            oldest = queue.oldest(priority)
+            assert (queue.waiting(priority), oldest and oldest.item) == (len(names), min(names, default=None))
+
+
+def seconds_to_pass(count: int) -> float:
+    queue: FairQueue[int] = FairQueue()
+    started = time.process_time()
+    for number in range(count):
+        queue.push(f"tenant-{number % (count // 4)}", PRIORITIES[number % 3], 1 + number * 37 % 20_000, number)
+    for _ in range(count):
+        queue.head()
+        queue.take()
+    assert len(queue) == 0
+    return time.process_time() - started
+
+
+def test_ten_thousand_requests_of_thousands_of_tenants_pass_in_well_under_a_second() -> None:
+    assert seconds_to_pass(10_000) < 1.0
+
+
+def test_eight_times_the_requests_take_about_eight_times_as_long() -> None:
+    few, many = (min(seconds_to_pass(count) for _ in range(2)) for count in (1_000, 8_000))
+    assert many < 20 * few
