@@ -62,11 +62,12 @@ def number(rng: Generator, longest: int) -> str:
 def simple_scene(width: int, height: int, rng: Generator, style: Style) -> Picture:
     """One thing, sometimes two: what a decoder first learns to look for."""
     on = canvas(width, height, rng, style)
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         shapes = fill(on, 1 + int(rng.random() < 0.3), 24, rng, style)
         return Picture(np.asarray(on.image), tuple(shapes), ())
     kind = "word" if rng.random() < 0.6 else "number"
-    text = add_text(on, kind, letters(rng)[:3] if kind == "word" else number(rng, 3), rng, style)
+    content = number(rng, 3) if kind == "number" else letters(rng)[:4] if rng.random() < 0.5 else word(rng, style, 4)
+    text = add_text(on, kind, content, rng, style)
     return Picture(np.asarray(on.image), (), (text,) if text else ())
 
 
