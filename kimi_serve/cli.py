@@ -1,6 +1,7 @@
 """The command line. Knows verbs and their options; what each does lives in kimi_serve.launch."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_engine(verbs)
     _add_up(verbs)
     _add_gateway(verbs)
+    _add_keys(verbs)
     _add_doctor(verbs)
     return parser
 
@@ -84,6 +86,19 @@ def _add_gateway(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verb.add_argument("--print-config", action="store_true", help="print the settings in force as JSON, and stop")
 
 
+def _add_keys(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "keys",
+        help="make, list, revoke and rotate the gateway's keys",
+        description="Make, list, revoke and rotate the gateway's keys; docs/keys.md says what a key is.",
+        allow_abbrev=False,
+    )
+    if importlib.util.find_spec("argon2") is not None:  # a part of the gateway's packages, which an engine can lack
+        from kimi_serve.gateway import keys_command
+
+        keys_command.add_arguments(verb)
+
+
 def _add_doctor(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser(
         "doctor",
@@ -105,6 +120,8 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         if others:
             raise LaunchError(f"{others[0]}: not an option of gateway")
         return _gateway(options)
+    if options.verb == "keys":
+        return _keys(options, others)
     model, passed_on = split_model(others)
     if options.verb == "engine":
         return _engine(options, model, passed_on)
@@ -147,6 +164,17 @@ def _gateway(options: argparse.Namespace) -> int:
         print(read.model_dump_json())
         return 0
     return run.run(read)
+
+
+def _keys(options: argparse.Namespace, others: list[str]) -> int:
+    if importlib.util.find_spec("argon2") is None:
+        raise LaunchError("keys: argon2-cffi is not installed; pip install 'kimi_serve[gateway]'")
+    if others:
+        raise LaunchError(f"{others[0]}: not an option of keys")
+    from kimi_serve.gateway import keys_command
+
+    print(keys_command.run(options))
+    return 0
 
 
 def _state_folder() -> Path:
