@@ -25,7 +25,7 @@ HUES = {
 HELD_OUT_SHADES = (3, 7)  # tenths of a colour's range
 HELD_OUT_FONT_SIZES = (25, 29, 34)
 HELD_OUT_RADII = (11, 16)
-TRAINING_BACKGROUNDS = ("plain", "gradient", "noise", "blobs")
+TRAINING_BACKGROUNDS = ("plain", "gradient", "noise", "blobs", "blocks", "rings")
 HELD_OUT_BACKGROUNDS = ("stripes", "checks")
 
 
@@ -149,6 +149,13 @@ def texture(kind: str, width: int, height: int, rng: Generator) -> np.ndarray:
         ramp = np.cos(angle) * xs / width + np.sin(angle) * ys / height
         return np.asarray(strength * 1.4 * ramp, np.float32)
     period = float(rng.integers(5, 14))
+    if kind == "blocks":  # of random brightness: edges that mean nothing
+        side = int(period)
+        tiles = rng.normal(0, strength * 0.5, (height // side + 1, width // side + 1))
+        return np.kron(tiles, np.ones((side, side)))[:height, :width].astype(np.float32)
+    if kind == "rings":
+        away = np.hypot(xs - width * rng.random(), ys - height * rng.random())
+        return np.asarray(strength * 0.5 * np.sin(away * 6.283 / period), np.float32)
     if kind == "stripes":
         angle = rng.random() * 3.14159
         return np.asarray(
