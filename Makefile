@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 # make serve MODEL=/path/to/Kimi-VL-A3B-Thinking-2506 ARGS="--port 9000"
 MODEL ?=
 ARGS ?=
+# Tests run in so many processes: while one waits for its engine to start, the other has the core.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
@@ -31,7 +33,7 @@ doctor: setup ## what this machine can run, and whether the plugin is in use
 	@exec $(BIN)/kimi-serve doctor $(MODEL)
 
 test: setup lint ## everything that CI checks
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: setup ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
