@@ -12,10 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from kimi_serve.gateway import body
 from kimi_serve.gateway.admission.ledger import Reservation
-from kimi_serve.gateway.forward import Exchange, Work, rename_thoughts
+from kimi_serve.gateway.dialects import Dialect
+from kimi_serve.gateway.forward import Exchange, Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
-from kimi_serve.gateway.streaming import ClientGoneError, SseResponse, failure, while_connected
+from kimi_serve.gateway.streaming import ClientGoneError, SseResponse, while_connected
 from kimi_serve.gateway.tenants.keys import Scope as KeyScope
 from kimi_serve.gateway.upstream import Response as Upstream
 from kimi_serve.protocol.errors import ApiError
@@ -65,11 +66,13 @@ async def _answer(
         await _cancel(opening)
         raise
     headers = exchange.ratelimit | {"x-kimi-serve-prompt-tokens": str(work.cost.tokens)}
-    return _Stream(_parts(exchange, opening), opening, stack.pop_all(), headers)
+    return _Stream(_parts(exchange, opening), opening, stack.pop_all(), headers, work.dialect)
 
 
 async def _whole(exchange: Exchange, response: Upstream) -> Response:
-    data = rename_thoughts(await exchange.read(response), exchange.gateway.settings.policy.reasoning_field)
+    data = exchange.renamed(await exchange.read(response))
+    if response.status != 200:
+        data = exchange.work.dialect.refusal(data, response.status)
     headers = exchange.ratelimit | {"x-kimi-serve-prompt-tokens": str(exchange.work.cost.tokens)}
     if "retry-after" in response.headers:
         headers["retry-after"] = response.headers["retry-after"]
@@ -78,7 +81,7 @@ async def _whole(exchange: Exchange, response: Upstream) -> Response:
 
 async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGenerator[bytes, None]:
     """Comments while the request waits for its turn, then the engine's frames; what fails by now is an event."""
-    wait_s = exchange.gateway.settings.stream.keep_alive_s
+    wait_s, dialect = exchange.gateway.settings.stream.keep_alive_s, exchange.work.dialect
     while not opening.done():
         yield KEEP_ALIVE
         await asyncio.wait({opening}, timeout=wait_s)
@@ -86,12 +89,12 @@ async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGe
         response = opening.result()
     except ApiError as error:
         exchange.gateway.metrics.broken_streams.labels(error.code).inc()
-        yield failure(error)
+        yield dialect.failure(error, 0)
         return
     if response.status != 200:
         await exchange.read(response)
         message = f"the engine refused the request with status {response.status}"
-        yield failure(ApiError("upstream_error", message))
+        yield dialect.failure(ApiError("upstream_error", message), 0)
         return
     async with aclosing(exchange.frames(response)) as frames:
         async for frame in frames:
@@ -107,8 +110,9 @@ class _Stream(SseResponse):
         opening: asyncio.Task[Upstream],
         held: AsyncExitStack,
         headers: dict[str, str],
+        dialect: Dialect,
     ) -> None:
-        super().__init__(parts, headers=headers)
+        super().__init__(parts, headers=headers, dialect=dialect)
         self._opening, self._held = opening, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

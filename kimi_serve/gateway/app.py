@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kimi_serve import __version__
+from kimi_serve.gateway import dialects
 from kimi_serve.gateway.gateway import Gateway, running
 from kimi_serve.gateway.middleware.access_log import AccessLog
 from kimi_serve.gateway.middleware.request_id import RequestId
@@ -46,7 +47,7 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     request.state.gateway.metrics.refusals.labels(error.code).inc()
-    return JSONResponse(error.envelope(), error.status, error.headers())
+    return JSONResponse(dialects.of_path(request.url.path).envelope(error), error.status, error.headers())
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

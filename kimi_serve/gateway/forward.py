@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from kimi_serve.gateway.admission.cost import Cost
+from kimi_serve.gateway.dialects import CHAT, Dialect
 from kimi_serve.gateway.gateway import Gateway, engine_headers, timeouts
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.gateway.prompt_cost import PromptCost
@@ -44,6 +45,7 @@ class Work:
     headers: Mapping[str, str]
     stream: bool
     arrived: float
+    dialect: Dialect = CHAT
 
 
 class Usage(msgspec.Struct):
@@ -52,7 +54,7 @@ class Usage(msgspec.Struct):
 
 
 class Answered(msgspec.Struct):
-    usage: Usage | None = None
+    usage: dict[str, object] | None = None
 
 
 @dataclass(slots=True)
@@ -159,24 +161,35 @@ class Exchange:
             self._call.succeeded()
         if response.status == 200:
             try:
-                usage = msgspec.json.decode(data, type=Answered).usage
+                told = msgspec.json.decode(data, type=Answered).usage
             except (msgspec.DecodeError, msgspec.ValidationError):
-                usage = None
-            self._settle(usage)
+                told = None
+            self._settle(self._usage(told))
         return data
 
     async def frames(self, response: Response) -> AsyncGenerator[bytes, None]:
         """The answer of a request that streams, as it comes."""
         keep_alive = self.gateway.settings.stream.keep_alive_s
         chunks: AsyncIterator[bytes] = self._renamed(response)
-        stream = relay(chunks, keep_alive_s=keep_alive, clock=time.monotonic, observe=self._observe)
+        stream = relay(
+            chunks,
+            keep_alive_s=keep_alive,
+            clock=time.monotonic,
+            observe=self._observe,
+            dialect=self.work.dialect,
+        )
         async with aclosing(stream):
             async for part in stream:
                 yield part
 
     async def _renamed(self, response: Response) -> AsyncGenerator[bytes, None]:
         async for chunk in response.chunks:
-            yield rename_thoughts(chunk, self.gateway.settings.policy.reasoning_field)
+            yield self.renamed(chunk)
+
+    def renamed(self, data: bytes) -> bytes:
+        if not self.work.dialect.renames_thoughts:
+            return data
+        return rename_thoughts(data, self.gateway.settings.policy.reasoning_field)
 
     def _observe(self, seen: Observation) -> None:
         assert self._call is not None
@@ -192,13 +205,15 @@ class Exchange:
             m.ttft_seconds.observe(seen.first_at - self.work.arrived)
         if seen.mean_gap_s is not None:
             m.gap_seconds.observe(seen.mean_gap_s)
-        usage = None
-        if seen.usage is not None:
-            try:
-                usage = msgspec.convert(seen.usage, Usage)
-            except msgspec.ValidationError:
-                usage = None
-        self._settle(usage or Usage(self.work.cost.tokens, seen.content_frames))
+        self._settle(self._usage(seen.usage) or Usage(self.work.cost.tokens, seen.content_frames))
+
+    def _usage(self, told: Mapping[str, object] | None) -> Usage | None:
+        if told is None:
+            return None
+        try:
+            return msgspec.convert(self.work.dialect.counted(told), Usage)
+        except (msgspec.ValidationError, TypeError):
+            return None
 
     def _settle(self, usage: Usage | None) -> None:
         """What was used takes the place of what was estimated."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from kimi_serve.gateway.admission.ledger import Reservation
+from kimi_serve.gateway.dialects import ANTHROPIC, CHAT, RESPONSES, Dialect
 from kimi_serve.gateway.forward import Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.gateway.pictures import Eye, Seen
 from kimi_serve.gateway.prompt_cost import PromptCost, require_fit
 from kimi_serve.gateway.replicas.prompt import Picture, Prompt, Text, read_prompt
-from kimi_serve.protocol import chat
+from kimi_serve.protocol import anthropic, chat, responses
 from kimi_serve.protocol.chat import ChatRequest, Json
 from kimi_serve.protocol.errors import ApiError
 
@@ -24,24 +26,76 @@ async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: R
     body = chat.parse_object(raw)
     changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
     asked = chat.parse_chat(body, most_choices=gateway.settings.policy.max_choices)
+    given = _Given(raw, body, changed, request.headers, arrived)
+    return await _work(gateway, caller, given, asked, reservation, _Route("/v1/chat/completions"))
+
+
+async def messages_work(
+    gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
+) -> Work:
+    arrived = time.monotonic()
+    body = chat.parse_object(raw)
+    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    told = anthropic.parse(body)
+    given = _Given(raw, body, changed, request.headers, arrived, told)
+    return await _work(gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC))
+
+
+async def responses_work(
+    gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
+) -> Work:
+    arrived = time.monotonic()
+    body = chat.parse_object(raw)
+    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    given = _Given(raw, body, changed, request.headers, arrived)
+    route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"))
+    return await _work(gateway, caller, given, responses.parse(body), reservation, route)
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    path: str
+    dialect: Dialect = CHAT
+    fields: tuple[str, str] = ("messages", "max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A request as it came, parsed."""
+
+    raw: bytes
+    body: Json
+    changed: bool  # so that the raw bytes will not do
+    headers: Mapping[str, str]
+    arrived: float
+    messages: anthropic.Messages | None = None  # where its pictures are to be written back
+
+
+async def _work(
+    gateway: Gateway, caller: Caller, given: _Given, asked: ChatRequest, reservation: Reservation, route: _Route
+) -> Work:
+    """`asked` is the conversation as a chat; what goes on is the body that was given."""
     model, limit = model_of(gateway, caller, asked.model)
-    cost, seen, inlined = await measure(gateway, asked, reservation)
-    longest = require_fit(cost, asked.max_tokens, limit)
-    changed |= inlined
+    cost, seen, changed = await measure(gateway, asked, reservation)
+    longest = require_fit(cost, asked.max_tokens, limit, route.fields)
+    if changed and given.messages is not None:
+        given.messages.inline()
+    changed |= given.changed
     changed |= chat.strip_uuids(asked.images)
     if caller.salt is not None:
-        body["cache_salt"] = caller.salt
+        given.body["cache_salt"] = caller.salt
         changed = True
     return Work(
-        "/v1/chat/completions",
-        chat.encode(body) if changed else raw,
+        route.path,
+        chat.encode(given.body) if changed else given.raw,
         model,
         cost,
         longest * asked.n,
         chat_prompt(gateway, caller, asked, cost, seen),
-        request.headers,
+        given.headers,
         asked.stream,
-        arrived,
+        given.arrived,
+        route.dialect,
     )
 
 

@@ -12,6 +12,7 @@ from kimi_serve.errors import ChatError, ConfigError, ImageError
 from kimi_serve.inputs import chat
 from kimi_serve.inputs.geometry import Geometry
 from kimi_serve.inputs.tokenizer import Tokenizer
+from kimi_serve.protocol import settled
 from kimi_serve.protocol.errors import ApiError
 
 OPTIONS = ("add_generation_prompt", "continue_final_message")
@@ -53,7 +54,12 @@ class Meter:
         if tools is not None and not isinstance(tools, list):
             raise ApiError("invalid_value", "tools: expected a list of tools", param="tools")
         try:
-            return chat.render(messages, self.tokenizer, tools=tools or None, **_options(body))
+            return chat.render(
+                settled.messages(messages),
+                self.tokenizer,
+                tools=settled.tools(tools) if tools else None,  # type: ignore[arg-type]  # the template looks at each
+                **_options(body),
+            )
         except ChatError as error:
             raise ApiError("invalid_value", str(error), param="messages") from error
 
@@ -82,8 +88,13 @@ class Meter:
         raise ApiError("invalid_value", "prompt: expected text, token ids, or a list of either", param="prompt")
 
 
-def require_fit(cost: PromptCost, max_tokens: int | None, limit: int) -> int:
-    """The most tokens that the answer can have; an error with all the counts where the request cannot fit."""
+def require_fit(
+    cost: PromptCost, max_tokens: int | None, limit: int, fields: tuple[str, str] = ("messages", "max_tokens")
+) -> int:
+    """The most tokens that the answer can have; an error with all the counts where the request cannot fit.
+
+    `fields`: what the route calls its prompt and its limit.
+    """
     asked = 1 if max_tokens is None else max_tokens
     if cost.tokens + asked <= limit:
         return limit - cost.tokens if max_tokens is None else max_tokens
@@ -94,18 +105,23 @@ def require_fit(cost: PromptCost, max_tokens: int | None, limit: int) -> int:
     over = cost.tokens + asked - limit
     raise ApiError(
         "context_length_exceeded",
-        f"the prompt has {cost.tokens} tokens ({cost.text_tokens} of text{images}); with max_tokens {asked} that is "
+        f"the prompt has {cost.tokens} tokens ({cost.text_tokens} of text{images}); with {fields[1]} {asked} that is "
         f"{over} more than the model's limit of {limit}: shorten the text, send fewer or smaller images, or lower "
-        f"max_tokens",
-        param="messages" if cost.tokens + 1 > limit else "max_tokens",
+        f"{fields[1]}",
+        param=fields[0] if cost.tokens + 1 > limit else fields[1],
     )
 
 
 def _options(body: Mapping[str, object]) -> dict[str, bool]:
+    """At the engine the request's own fields win over chat_template_kwargs, also where they are left out."""
     given = {name: body[name] for name in OPTIONS if body.get(name) is not None}
     extra = body.get("chat_template_kwargs") or {}
     if isinstance(extra, Mapping):
-        given |= {k: v for k, v in extra.items() if k in (*OPTIONS, "keep_thoughts") and v is not None}
+        if extra.get("tools") is not None:
+            message = "chat_template_kwargs.tools: is not supported; send them as tools"
+            raise ApiError("invalid_value", message, param="chat_template_kwargs")
+        if extra.get("keep_thoughts") is not None:
+            given["keep_thoughts"] = extra["keep_thoughts"]
     for name, value in given.items():
         if not isinstance(value, bool):
             raise ApiError("invalid_value", f"{name}: {value!r} is not supported; expected true or false", param=name)

@@ -58,7 +58,7 @@ class Media(Section):
     allowed_domains: tuple[str, ...] = Field(default=(), description="only these, with their subdomains; empty: all")
     denied_domains: tuple[str, ...] = Field(default=(), description="never these; wins over allowed_domains")
     allow_private: tuple[IPv4Network | IPv6Network, ...] = Field(
-        (), description="networks to fetch from though private"
+        default=(), description="networks to fetch from though private"
     )
     ports: frozenset[int] = Field(default=frozenset({80, 443}), description="ports to fetch from")
     max_redirects: int = Field(default=3, ge=0, description="redirects that a fetch follows")
@@ -81,7 +81,7 @@ class Stream(Section):
 class Upstream(Section):
     connect_s: float = Field(default=2.0, gt=0, description="seconds to connect to an engine")
     first_byte_s: float = Field(
-        600.0, gt=0, description="seconds to an engine's first byte, queue and prefill included"
+        default=600.0, gt=0, description="seconds to an engine's first byte, queue and prefill included"
     )
     between_frames_s: float = Field(default=60.0, gt=0, description="seconds between two parts of an answer")
     total_s: float = Field(default=3600.0, gt=0, description="seconds for a whole answer")

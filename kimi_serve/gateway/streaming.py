@@ -15,15 +15,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kimi_serve.errors import KimiServeError
+from kimi_serve.gateway.dialects import CHAT, Dialect
 from kimi_serve.protocol.errors import ApiError
-from kimi_serve.protocol.sse import DONE, KEEP_ALIVE, FrameTooLargeError, Splitter, data_of, event
+from kimi_serve.protocol.sse import KEEP_ALIVE, FrameTooLargeError, Splitter, data_of
 
 T = TypeVar("T")
 Outcome = Literal["complete", "failed", "left"]
 
 GAP_BOUNDS_S: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _LINGER_S: Final = 0.25  # for the end of the body behind [DONE]; without it the connection could not be used again
-_LONGEST_DONE: Final = 32
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Observation:
     keep_alives: int = 0
     longest_gap_s: float = 0.0
     gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS_S) + 1))  # counts by GAP_BOUNDS_S, and above
-    usage: Mapping[str, object] | None = None
+    usage: Mapping[str, object] | None = None  # as the dialect tells it
 
     @property
     def ttft_s(self) -> float | None:
@@ -74,15 +74,16 @@ async def relay(
     keep_alive_s: float,
     clock: Callable[[], float],
     observe: Callable[[Observation], None],
+    dialect: Dialect = CHAT,
 ) -> AsyncGenerator[bytes, None]:
-    """Whole frames, byte for byte, in the groups in which they came; an error event where the engine fails; [DONE].
+    """Whole frames, byte for byte, in the groups in which they came; an error event where the engine fails; the end.
 
     Reads one chunk ahead of its reader and no more. Close it (contextlib.aclosing) to stop at once. `observe` is
     called when it ends, however that is.
     """
     seen = Observation(clock())
     source = _OneAhead(chunks)
-    stream = _Frames(seen, clock)
+    stream = _Frames(seen, clock, dialect)
     try:
         while not stream.is_done:
             chunk = await source.next_within(keep_alive_s)
@@ -97,11 +98,12 @@ async def relay(
             await source.next_within(_LINGER_S)
         seen.outcome = "failed" if seen.error else "complete"
     except StopAsyncIteration:
-        yield _ending(seen, ApiError("upstream_error", "the engine ended its answer too early; send the request again"))
+        message = "the engine ended its answer too early; send the request again"
+        yield stream.ending(ApiError("upstream_error", message))
     except FrameTooLargeError as error:
-        yield _ending(seen, ApiError("upstream_error", f"the engine sent {error}"))
+        yield stream.ending(ApiError("upstream_error", f"the engine sent {error}"))
     except ApiError as error:
-        yield _ending(seen, error)
+        yield stream.ending(error)
     except (asyncio.CancelledError, GeneratorExit):
         seen.outcome = "left"
         raise
@@ -113,9 +115,10 @@ async def relay(
 class _Frames:
     """Lets whole frames through and reads what is to be known of them."""
 
-    def __init__(self, seen: Observation, clock: Callable[[], float]) -> None:
-        self._seen, self._clock = seen, clock
+    def __init__(self, seen: Observation, clock: Callable[[], float], dialect: Dialect) -> None:
+        self._seen, self._clock, self._dialect = seen, clock, dialect
         self._splitter = Splitter()
+        self._passed = 0
         self.is_done = False
 
     def take(self, chunk: bytes) -> bytes:
@@ -125,14 +128,16 @@ class _Frames:
             return b""
         content = 0
         for position, frame in enumerate(frames):
-            if len(frame) <= _LONGEST_DONE and data_of(frame) == b"[DONE]":
+            is_end = self._dialect.is_end(frame)
+            if is_end or b'"usage":' in frame or b'"error":' in frame:
+                self._read(frame)
+            if is_end:
                 self.is_done = True
                 frames = frames[: position + 1]
                 break
-            if b'"usage":' in frame or b'"error":' in frame:
-                self._read(frame)
-            if _is_content(frame):
+            if self._dialect.is_content(frame):
                 content += 1
+        self._passed += len(frames)
         if content:
             self._seen.saw(content, self._clock())
         is_all = not was_inside and not self._splitter.is_inside_frame and not self.is_done
@@ -142,25 +147,15 @@ class _Frames:
         with suppress(ValueError):  # what is not JSON is the client's to judge, byte for byte
             said = json.loads(data_of(frame) or b"")
             if isinstance(said, dict):
-                if isinstance(said.get("usage"), dict):
-                    self._seen.usage = said["usage"]
-                if said.get("error"):
+                if isinstance(usage := self._dialect.usage_of(said), dict):
+                    self._seen.usage = usage
+                if self._dialect.is_failure(said):
                     self._seen.error = "engine_error"
 
-
-def _is_content(frame: bytes) -> bool:
-    """It has a choice, and is not the first one of a chat, which names the role and no token."""
-    return b'"choices":[{' in frame and b'"delta":{"role":' not in frame
-
-
-def _ending(seen: Observation, error: ApiError) -> bytes:
-    seen.error = error.code
-    return failure(error)
-
-
-def failure(error: ApiError) -> bytes:
-    """How a stream that has begun ends without success: OpenAI's envelope as an event, then [DONE]."""
-    return event(json.dumps(error.envelope())) + DONE
+    def ending(self, error: ApiError) -> bytes:
+        """How a stream that has begun ends without success."""
+        self._seen.error = error.code
+        return self._dialect.failure(error, self._passed)
 
 
 class _OneAhead:
@@ -282,9 +277,14 @@ class SseResponse(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, parts: AsyncGenerator[bytes, None], *, status_code: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        parts: AsyncGenerator[bytes, None],
+        *,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        dialect: Dialect = CHAT,
     ) -> None:
-        self.parts = parts
+        self.parts, self.dialect = parts, dialect
         self.status_code = status_code
         self.background = None
         # Proxies such as nginx collect a response before they pass it on, unless told not to.
@@ -302,6 +302,7 @@ class SseResponse(Response):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
             except Exception:
                 logger.exception("a stream broke off")
-                sorry = failure(ApiError("internal_error", "the gateway failed in the middle of the answer"))
+                error = ApiError("internal_error", "the gateway failed in the middle of the answer")
+                sorry = self.dialect.failure(error, 0)
                 await send({"type": "http.response.body", "body": sorry, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

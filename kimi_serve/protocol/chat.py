@@ -102,7 +102,7 @@ def field(body: Json, name: str, kind: type, *, at_least: int | None = None) -> 
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         expected = {int: "an integer", str: "a string", bool: "true or false", dict: "an object"}[kind]
         raise ApiError("invalid_value", f"{name}: {short(value)} is not supported; expected {expected}", param=name)
-    if at_least is not None and value < at_least:
+    if at_least is not None and isinstance(value, int) and value < at_least:
         raise ApiError("invalid_value", f"{name}: {value} is too small; expected at least {at_least}", param=name)
     return value
 
@@ -150,7 +150,7 @@ def _is_image(part: Json) -> bool:
 
 
 def _image(part: Json, where: str) -> ImagePart:
-    key = next((key for key in ("image_url", "image") if key in part), None)
+    key: str | None = next((key for key in ("image_url", "image") if key in part), None)
     if key is None:
         raise ApiError("invalid_value", f"{where}: has no image_url; expected a URL or a data URL", param=where)
     value = part[key]

@@ -6,54 +6,53 @@ import itertools
 import json
 import time
 import uuid
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterator
+from typing import Final, Literal, Protocol
 
-from kimi_serve.protocol.sse import event
+from kimi_serve.protocol.sse import DONE, event
+from kimi_serve.testing.asked import Asked
 from kimi_serve.testing.dials import Dials
+from kimi_serve.testing.other_answers import MessagesAnswer, ResponsesAnswer
 
-Kind = Literal["chat", "completion"]
-ROUTES: Final[dict[str, Kind]] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+Kind = Literal["chat", "completion", "messages", "responses"]
+ROUTES: Final[dict[str, Kind]] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/messages": "messages",
+    "/v1/responses": "responses",
+}
 OUR_CLASS: Final = "kimi_serve.model.kimi_vl.KimiVLForConditionalGeneration"
-_PARSED_UP_TO: Final = 64 << 10
 _numbers = itertools.count(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What of a request changes the shape of its answer."""
+class Spoken(Protocol):
+    """An answer, whole or frame by frame."""
 
-    stream: bool
-    include_usage: bool
-    max_tokens: int | None
+    tokens: int
 
-
-def read(body: bytes) -> Asked:
-    """Raises ValueError for what is not a JSON object."""
-    if len(body) > _PARSED_UP_TO:
-        # Megabytes of pictures would cost more than all else here, and a benchmark would measure the double.
-        return Asked(_says(body, b'"stream"', b"true"), _says(body, b'"include_usage"', b"true"), None)
-    request = json.loads(body)
-    if not isinstance(request, dict):
-        raise ValueError("the body is not a JSON object")  # noqa: TRY004  # it is input
-    options = request.get("stream_options") or {}
-    limit = request.get("max_completion_tokens") or request.get("max_tokens")
-    return Asked(request.get("stream") is True, options.get("include_usage") is True, limit)
+    def opening(self) -> bytes: ...
+    def contents(self) -> Iterator[bytes]: ...
+    def ending(self) -> bytes: ...
+    def whole(self) -> bytes: ...
 
 
-def _says(body: bytes, key: bytes, value: bytes) -> bool:
-    at = body.find(key)
-    return at >= 0 and body[at + len(key) : at + len(key) + 16].lstrip(b" \t\r\n:").startswith(value)
+def to(kind: Kind, dials: Dials, asked: Asked) -> Spoken:
+    match kind:
+        case "messages":
+            return MessagesAnswer(dials, asked)
+        case "responses":
+            return ResponsesAnswer(dials, asked)
+        case _:
+            return Answer(kind, dials, asked)
 
 
 class Answer:
     """One answer in vLLM's shape, frame by frame; a token's frame is made once and sent as often as it is asked for."""
 
     def __init__(self, kind: Kind, dials: Dials, asked: Asked) -> None:
-        limit = dials.tokens if asked.max_tokens is None else asked.max_tokens
-        self.tokens = min(dials.tokens, limit)
-        self._finish = "length" if self.tokens == asked.max_tokens else "stop"
-        self._kind, self._dials = kind, dials
+        self.tokens, is_cut = asked.length(dials.tokens)
+        self._finish = "length" if is_cut else "stop"
+        self._kind, self._dials, self._asked = kind, dials, asked
         self._id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{next(_numbers):032x}"
         self._created = int(time.time())
         self._usage = {
@@ -70,16 +69,22 @@ class Answer:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         return self._frame([choice], prompt_token_ids=None, prompt_text=None)
 
-    def token(self) -> bytes:
+    def contents(self) -> Iterator[bytes]:
+        token = self._token()
+        for _ in range(self.tokens - 1):
+            yield token
+        yield self._closing()
+
+    def ending(self) -> bytes:
+        return self._frame([], usage=self._usage) + DONE if self._asked.include_usage else DONE
+
+    def _token(self) -> bytes:
         return self._frame([self._choice(self._dials.text, {"finish_reason": None})])
 
-    def closing(self) -> bytes:
+    def _closing(self) -> bytes:
         """The last token comes with the reason why it is the last."""
         text = self._dials.text if self.tokens else ""
         return self._frame([self._choice(text, {"finish_reason": self._finish, "stop_reason": None})])
-
-    def usage(self) -> bytes:
-        return self._frame([], usage=self._usage)
 
     def whole(self) -> bytes:
         """The answer to a request that did not ask for a stream."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from kimi_serve.protocol.sse import DONE
-from kimi_serve.testing import answers, serving
-from kimi_serve.testing.answers import ROUTES, Answer, Asked
+from kimi_serve.testing import answers, asked, serving
+from kimi_serve.testing.answers import ROUTES, Spoken
+from kimi_serve.testing.asked import Asked
 from kimi_serve.testing.dials import Dials, from_command_line, turned_by
 from kimi_serve.testing.record import Received, Record
 
@@ -46,11 +45,12 @@ class FakeEngine:
         request = self.record.arrived(Received(scope["path"], tuple(scope["headers"]), body))
         try:
             dials = self._dials_of(scope)
-            asked = answers.read(body)
+            wanted = asked.read(body)
         except ValueError as refused:
             await _send(send, 400, answers.error(400, str(refused)))
             return
-        await _Exchange(self.record, request, scope, receive, send, dials, asked, Answer(kind, dials, asked)).run()
+        answer = answers.to(kind, dials, wanted)
+        await _Exchange(self.record, request, scope, receive, send, dials, wanted, answer).run()
 
     def _dials_of(self, scope: Scope) -> Dials:
         changes = next((value for key, value in scope["headers"] if key == b"x-fake-engine"), None)
@@ -101,7 +101,7 @@ class _Exchange:
         send: Send,
         dials: Dials,
         asked: Asked,
-        answer: Answer,
+        answer: Spoken,
     ) -> None:
         self._record, self._request, self._scope, self._send = record, request, scope, send
         self._dials, self._asked, self._answer = dials, asked, answer
@@ -146,12 +146,12 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
         loop = asyncio.get_running_loop()
         due = loop.time() + self._dials.ttft_s
-        frames, answer, step = self._contents(), self._answer, self._dials.itl_s
+        answer, step = self._answer, self._dials.itl_s
         if self._dials.ttft_s:
             await asyncio.sleep(self._dials.ttft_s)
         breaks_after = self._dials.after_tokens if self._dials.fail != "none" else -1
         await self._body(answer.opening())
-        for frame in frames:
+        for frame in answer.contents():
             if self._frames == breaks_after:
                 break
             if self._frames and step:
@@ -162,14 +162,7 @@ class _Exchange:
         if breaks_after >= 0:
             await self._break()
             return
-        ends = answer.usage() + DONE if self._asked.include_usage else DONE
-        await self._send({"type": "http.response.body", "body": ends, "more_body": False})
-
-    def _contents(self) -> Iterator[bytes]:
-        token = self._answer.token()
-        for _ in range(self._answer.tokens - 1):
-            yield token
-        yield self._answer.closing()
+        await self._send({"type": "http.response.body", "body": answer.ending(), "more_body": False})
 
     async def _body(self, frame: bytes) -> None:
         if serving.transport_of(self._scope).is_closing():

@@ -35,7 +35,10 @@ class Front:
         return self.http.post("/v1/chat/completions", json=body, headers=headers)
 
     def assert_idle(self) -> None:
-        """Every counter of what is outstanding is back at zero."""
+        """Every counter of what is outstanding is back at zero, a moment after the client has its last byte."""
+        deadline = time.monotonic() + 1
+        while self.gateway.admission.snapshot().outstanding.requests and time.monotonic() < deadline:
+            time.sleep(0.01)
         seen = self.gateway.admission.snapshot()
         assert seen.outstanding.requests == seen.outstanding.cost == 0
         assert sum(seen.waiting.values()) == 0
@@ -66,6 +69,24 @@ def wait_ready(front: Front) -> None:
     while front.gateway.fleet.ready < len(front.engines):
         assert time.monotonic() < deadline, front.gateway.fleet.snapshot()
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def untouched(checkpoint: Path) -> Iterator[Front]:
+    """One gateway for all tests of a module that send nothing to an engine."""
+    engine = FakeEngine(Dials(max_model_len=8192))
+    with in_thread(engine) as served:
+        settings = read(None, checkpoint=checkpoint, replicas={"urls": [served.url], "check_s": 0.2})
+        with running(settings, [engine]) as front:
+            yield front
+
+
+@pytest.fixture
+def idle(untouched: Front) -> Iterator[Front]:
+    """A gateway whose engine must not see a request."""
+    yield untouched
+    assert untouched.engines[0].record.count == 0
+    untouched.assert_idle()
 
 
 @pytest.fixture

@@ -34,6 +34,28 @@ COMPLETION: Final[dict[str, Any]] = {
         "n": {"type": "integer", "minimum": 1},
     },
 }
+MESSAGES: Final[dict[str, Any]] = {
+    **_OPEN,
+    "required": ["messages"],
+    "properties": {
+        "model": {"type": "string"},
+        "messages": CHAT["properties"]["messages"],
+        "system": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "stream": {"type": "boolean"},
+    },
+}
+RESPONSES: Final[dict[str, Any]] = {
+    **_OPEN,
+    "required": ["input"],
+    "properties": {
+        "model": {"type": "string"},
+        "input": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1}]},
+        "instructions": {"type": "string"},
+        "max_output_tokens": {"type": "integer", "minimum": 1},
+        "stream": {"type": "boolean"},
+    },
+}
 TOKENIZE: Final[dict[str, Any]] = {
     **_OPEN,
     "properties": {"model": {"type": "string"}, "messages": CHAT["properties"]["messages"], "prompt": {}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,8 +15,9 @@ from kimi_serve.gateway import body
 from kimi_serve.gateway.answer import caller_of
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.prepare import measure, model_of
-from kimi_serve.gateway.routes.documented import ERRORS, TOKENIZE, takes
-from kimi_serve.protocol import chat
+from kimi_serve.gateway.routes.documented import ERRORS, MESSAGES, RESPONSES, TOKENIZE, takes
+from kimi_serve.protocol import anthropic, chat, responses
+from kimi_serve.protocol.chat import ChatRequest, Json
 from kimi_serve.protocol.errors import ApiError
 
 router = APIRouter(responses=ERRORS)
@@ -57,6 +59,33 @@ async def tokenize(request: Request) -> JSONResponse:
             tokens, counts = gateway.meter.tokenizer.encode(prompt), []
     found: dict[str, Any] = {"count": len(tokens), "max_model_len": limit, "tokens": tokens, "image_tokens": counts}
     return JSONResponse(found)
+
+
+@router.post("/v1/messages/count_tokens", openapi_extra=takes(MESSAGES))
+async def count_messages(request: Request) -> JSONResponse:
+    """The tokens of an Anthropic request, tools and pictures included; asks no engine."""
+    tokens = await _count(request, lambda body: anthropic.parse(body, needs_max_tokens=False).chat)
+    return JSONResponse({"input_tokens": tokens})
+
+
+@router.post("/v1/responses/input_tokens", openapi_extra=takes(RESPONSES))
+async def count_input(request: Request) -> JSONResponse:
+    """The tokens of a Responses request, tools and pictures included; asks no engine."""
+    tokens = await _count(request, responses.parse)
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
+
+
+async def _count(request: Request, parse: Callable[[Json], ChatRequest]) -> int:
+    gateway: Gateway = request.state.gateway
+    async with AsyncExitStack() as stack:
+        caller = await caller_of(request, "tokenize")
+        reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
+        given = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
+        chat.apply_policy(given, gateway.settings.policy.owned_fields)
+        asked = parse(given)
+        model_of(gateway, caller, asked.model)
+        cost, _, _ = await measure(gateway, asked, reservation)
+        return cost.tokens
 
 
 @router.get("/livez")
