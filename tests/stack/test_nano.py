@@ -15,7 +15,7 @@ from tests.stack.served import command, free_port, fresh_http
 
 SAMPLES = Path(__file__).parents[1] / "nano"
 # Of the 40 samples. The card beside the weights has the scores of many more; this only sees that answers are no noise.
-LEAST_RIGHT = 4
+LEAST_RIGHT = 14
 
 pytestmark = pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="no bundled checkpoint in this checkout")
 
@@ -40,6 +40,13 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Po
 
 def test_the_greeting_says_what_the_model_is_not(up: tuple[subprocess.Popen[str], str, str]) -> None:
     assert "NOT Kimi-VL" in up[2]
+
+
+def test_the_first_answer_that_a_newcomer_gets_is_right(up: tuple[subprocess.Popen[str], str, str]) -> None:
+    """The curl line of the greeting, with the gateway in between, as a shell runs it."""
+    line = next(line for line in up[2].splitlines() if line.startswith("curl "))
+    said = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(said)["choices"][0]["message"]["content"] == "a red circle"
 
 
 def test_held_out_pictures_are_answered(up: tuple[subprocess.Popen[str], str, str]) -> None:
