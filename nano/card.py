@@ -35,8 +35,8 @@ works, never for its answers.
 
 ## How it was trained
 On pictures drawn with PIL and Debian's fonts, by `nano/` in the repository: {steps} steps in about {minutes} minutes on two AVX2
-cores that other work shared. The lessons, in order: see (crowded pictures, a dense loss on the projected rows), name one
-thing, name several and read whole words, answer. The plot is `loss.png`. The correction bias was moved by load throughout.
+cores that other work shared{before}. The lessons, in order: see (crowded pictures, a dense loss on the projected rows), name one
+thing, name several and read whole words, answer. The plot below is of this run. The correction bias was moved by load throughout.
 
 It goes on from these weights: `python -m nano.train --folder RUN --init-from kimi_serve/assets/kimi-vl-nano --minutes 120`.
 
@@ -51,6 +51,8 @@ backgrounds and words that training never showed (`python -m nano.evaluate --eac
 number, word: the printed text exactly (1 to 3 digits; 3 to 5 capital letters). point: within 0.05 of the shape's centre.
 which: which of two to four images. think: thought first, then the right answer. {by_length}
 
+![losses and held-out scores](loss.png)
+
 ## Confusions (truth: answers and how often)
 {confusions}"""
 
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--details", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--minutes", type=int, required=True)
+    parser.add_argument("--before", type=int, default=0, help="steps of earlier runs that --init-from began with")
     parser.add_argument("--folder", type=Path, default=ASSET)
     args = parser.parse_args()
     scores = json.loads(args.scores.read_text().strip().splitlines()[-1])
@@ -87,6 +90,7 @@ def card(scores: dict[str, Any], details: dict[str, Any], args: argparse.Namespa
         pieces=config["vocab_size"] - 512,
         steps=args.steps,
         minutes=args.minutes,
+        before=f", after {args.before} steps of an earlier run whose weights it began with" if args.before else "",
         each=scores["each"],
         seed=scores["seed"],
         rows="\n".join(row(task, score) for task, score in tasks.items()),
