@@ -7,8 +7,8 @@ TORCH_INDEX ?=
 # make serve MODEL=/path/to/Kimi-VL-A3B-Thinking-2506 ARGS="--port 9000"
 MODEL ?=
 ARGS ?=
-# Tests run in so many processes: while one waits for its engine to start, the other has the core.
-WORKERS ?= 2
+# make test WORKERS=2 runs the test files in two processes; each starts the engines that its files need.
+WORKERS ?= 0
 
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
@@ -33,7 +33,7 @@ doctor: setup ## what this machine can run, and whether the plugin is in use
 	@exec $(BIN)/kimi-serve doctor $(MODEL)
 
 test: setup lint ## everything that CI checks
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import pytest
 from tests.engine import golden
 from tests.engine.conftest import RunEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600), pytest.mark.xdist_group("in-tree")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TOLERANCE = 1e-3
 
