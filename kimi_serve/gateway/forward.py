@@ -66,7 +66,6 @@ class Exchange:
     ratelimit: dict[str, str] = field(default_factory=dict)
     _charge: Charge | None = None
     _call: Call | None = None
-    _response: Response | None = None
 
     async def open(self) -> Response:
         """The engine's answer, from its first byte. Waits for a slot; where one engine fails, another is tried."""
@@ -86,8 +85,7 @@ class Exchange:
         )
         gateway.metrics.queue_seconds.observe(slot.waited_s)
         gateway.retries.count_request()
-        self._response = await self._send(cost)
-        return self._response
+        return await self._send(cost)
 
     async def _pay(self) -> None:
         cost = self.work.cost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
@@ -22,34 +22,26 @@ from kimi_serve.protocol.errors import ApiError
 
 
 async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> Work:
-    arrived = time.monotonic()
-    body = chat.parse_object(raw)
-    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
-    asked = chat.parse_chat(body, most_choices=gateway.settings.policy.max_choices)
-    given = _Given(raw, body, changed, request.headers, arrived)
+    given = _given(gateway, raw, request)
+    asked = chat.parse_chat(given.body, most_choices=gateway.settings.policy.max_choices)
     return await _work(gateway, caller, given, asked, reservation, _Route("/v1/chat/completions"))
 
 
 async def messages_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
-    arrived = time.monotonic()
-    body = chat.parse_object(raw)
-    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
-    told = anthropic.parse(body)
-    given = _Given(raw, body, changed, request.headers, arrived, told)
+    given = _given(gateway, raw, request)
+    told = anthropic.parse(given.body)
+    given = replace(given, messages=told)
     return await _work(gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC))
 
 
 async def responses_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
-    arrived = time.monotonic()
-    body = chat.parse_object(raw)
-    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
-    given = _Given(raw, body, changed, request.headers, arrived)
+    given = _given(gateway, raw, request)
     route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"))
-    return await _work(gateway, caller, given, responses.parse(body), reservation, route)
+    return await _work(gateway, caller, given, responses.parse(given.body), reservation, route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +61,12 @@ class _Given:
     headers: Mapping[str, str]
     arrived: float
     messages: anthropic.Messages | None = None  # where its pictures are to be written back
+
+
+def _given(gateway: Gateway, raw: bytes, request: Request) -> _Given:
+    arrived = time.monotonic()
+    body = chat.parse_object(raw)
+    return _Given(raw, body, chat.apply_policy(body, gateway.settings.policy.owned_fields), request.headers, arrived)
 
 
 async def _work(
@@ -102,18 +100,17 @@ async def _work(
 async def completion_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
-    arrived = time.monotonic()
-    body = chat.parse_object(raw)
-    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    given = _given(gateway, raw, request)
+    body, changed = given.body, given.changed
     model, limit = model_of(gateway, caller, chat.field(body, "model", str))
     if body.get("prompt") in (None, "", []):
         raise ApiError("invalid_value", "prompt: expected text or token ids", param="prompt")
-    cost = gateway.meter.text(body["prompt"])
-    prompts = body["prompt"] if isinstance(body["prompt"], list) and not isinstance(body["prompt"][0], int) else [None]
+    costs = gateway.meter.texts(body["prompt"])
     max_tokens = chat.field(body, "max_tokens", int, at_least=1)
     asked = 16 if max_tokens is None else max_tokens  # OpenAI's default, and vLLM's
-    for one in prompts:  # every prompt of a list has a context of its own
-        require_fit(cost if one is None else gateway.meter.text(one), asked, limit)
+    for one in costs:  # every prompt of a list has a context of its own
+        require_fit(one, asked, limit)
+    cost = PromptCost(sum(one.text_tokens for one in costs), (), 0)
     if caller.salt is not None:
         body["cache_salt"] = caller.salt
         changed = True
@@ -123,11 +120,11 @@ async def completion_work(
         chat.encode(body) if changed else raw,
         model,
         cost,
-        asked * chat.choices(body, gateway.settings.policy.max_choices) * len(prompts),
+        asked * chat.choices(body, gateway.settings.policy.max_choices) * len(costs),
         read_prompt([Text(opening, cost.tokens)], (caller.salt or "").encode(), 1),
-        request.headers,
+        given.headers,
         bool(chat.field(body, "stream", bool)),
-        arrived,
+        given.arrived,
     )
 
 
@@ -184,8 +181,4 @@ def _text(part: object) -> bytes:
         return part.encode("utf-8", "surrogatepass")
     if isinstance(part, Mapping) and isinstance(part.get("text"), str):
         return str(part["text"]).encode("utf-8", "surrogatepass")
-    return b"" if part is None else chat.encode(_plain(part))
-
-
-def _plain(part: object) -> Json:
-    return {"part": part}
+    return b"" if part is None else chat.encode({"part": part})

@@ -75,10 +75,10 @@ class Meter:
         except ImageError as error:
             raise ApiError("image_too_large", f"{where}: {error}", param=where) from error
 
-    def text(self, prompt: object) -> PromptCost:
-        """A completion's prompt: text or token ids, one or a list of them."""
+    def texts(self, prompt: object) -> list[PromptCost]:
+        """A completion's prompts: text or token ids, one or a list of them."""
         prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
-        return PromptCost(sum(self._count(one) for one in prompts), (), 0)
+        return [PromptCost(self._count(one), (), 0) for one in prompts]
 
     def _count(self, prompt: object) -> int:
         if isinstance(prompt, str):

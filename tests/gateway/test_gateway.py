@@ -268,3 +268,19 @@ def test_one_key_for_everybody_is_asked_for(start: Start) -> None:
     assert front.chat("x", headers={"authorization": "Bearer secret-key"}).status_code == 200
     assert "secret-key" not in front.http.get("/metrics").text
     assert b"secret-key" not in b"".join(v for r in front.engines[0].record.requests for _, v in r.headers)
+
+
+def test_every_prompt_of_a_list_is_counted(start: Start) -> None:
+    front = start()
+    one = front.http.post("/v1/completions", json={"model": MODEL, "prompt": "Hello there", "max_tokens": 2})
+    two = front.http.post(
+        "/v1/completions", json={"model": MODEL, "prompt": ["Hello there", [1, 2, 3]], "max_tokens": 2}
+    )
+    counted = [int(answer.headers["x-kimi-serve-prompt-tokens"]) for answer in (one, two)]
+    assert counted[1] == counted[0] + 3 > 3
+    error_of(
+        front.http.post("/v1/completions", json={"model": MODEL, "prompt": [[1] * 9000]}),
+        400,
+        "context_length_exceeded",
+    )
+    front.assert_idle()

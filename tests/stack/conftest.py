@@ -6,12 +6,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
+from kimi_serve.gateway.app import create_app
+from kimi_serve.gateway.gateway import Gateway
+from kimi_serve.gateway.settings import read
 from kimi_serve.inputs.chat import render
 from kimi_serve.inputs.config import Checkpoint, load_checkpoint
 from kimi_serve.inputs.tokenizer import Tokenizer
+from kimi_serve.testing.serving import in_thread
 from tests.stack.served import CONTEXT, Server
 
 HERE = Path(__file__).parent
@@ -63,6 +68,18 @@ def engine_log(request: pytest.FixtureRequest) -> Iterator[None]:
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with server.client() as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def front(server: Server, checkpoint: Path) -> Iterator[tuple[str, Gateway]]:
+    opened: list[Gateway] = []
+    settings = read(None, checkpoint=checkpoint, replicas={"urls": [server.url], "check_s": 0.5})
+    with in_thread(create_app(settings, opened.append)) as served, httpx.Client(base_url=served.url) as http:
+        for _ in range(100):
+            if http.get("/readyz").status_code == 200:
+                break
+        assert http.get("/readyz").json()["status"] == "ready"
+        yield served.url, opened[0]
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,13 @@ import base64
 import io
 import os
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import openai
-import pytest
 from PIL import Image
 
-from kimi_serve.gateway.app import create_app
 from kimi_serve.gateway.gateway import Gateway
-from kimi_serve.gateway.settings import read
-from kimi_serve.testing.serving import in_thread
-from tests.stack.served import CONTEXT, NAME, Server, fresh_http
+from tests.stack.served import CONTEXT, NAME, fresh_http
 
 COUNT = int(os.environ.get("KIMI_SERVE_COST_REQUESTS", "60"))  # 500 for the claim in the documentation
 SPECIAL = (
@@ -32,18 +26,6 @@ SPECIAL = (
     "月之暗面",
     "\r\n\t ",
 )
-
-
-@pytest.fixture(scope="module")
-def front(server: Server, checkpoint: Path) -> Iterator[tuple[str, Gateway]]:
-    opened: list[Gateway] = []
-    settings = read(None, checkpoint=checkpoint, replicas={"urls": [server.url], "check_s": 0.5})
-    with in_thread(create_app(settings, opened.append)) as served, httpx.Client(base_url=served.url) as http:
-        for _ in range(100):
-            if http.get("/readyz").status_code == 200:
-                break
-        assert http.get("/readyz").json()["status"] == "ready"
-        yield served.url, opened[0]
 
 
 def text(rng: random.Random) -> str:
