@@ -42,11 +42,11 @@ def main() -> None:
 
 
 def wanted() -> list[str]:
-    """What pyproject.toml asks for: the package itself, its CPU engine and gateway, and the development group."""
+    """What pyproject.toml asks for: the package itself, its CPU engine, gateway and tracing, and the development group."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = pyproject["project"]["optional-dependencies"]
     groups = pyproject["dependency-groups"]
-    return [*pyproject["project"]["dependencies"], *extras["cpu"], *extras["gateway"], *groups["dev"]]
+    return [*pyproject["project"]["dependencies"], *extras["cpu"], *extras["gateway"], *extras["tracing"], *groups["dev"]]
 
 
 def resolve(requirements: list[str], *, torch_index: str | None, keep: Path | None) -> dict[str, Any]:
