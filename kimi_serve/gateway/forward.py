@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from kimi_serve.gateway.admission.cost import Cost
+from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.dialects import CHAT, Dialect
 from kimi_serve.gateway.gateway import Gateway, engine_headers, timeouts
 from kimi_serve.gateway.identity import Caller
@@ -24,7 +24,6 @@ from kimi_serve.gateway.replicas.replica import Call, Replica
 from kimi_serve.gateway.streaming import Observation, relay
 from kimi_serve.gateway.tenants import charge as charging
 from kimi_serve.gateway.tenants.charge import Charge
-from kimi_serve.gateway.tenants.limits import Cost as Spent
 from kimi_serve.gateway.upstream import Response, Timeouts, UpstreamError
 from kimi_serve.protocol.errors import ApiError
 
@@ -46,6 +45,11 @@ class Work:
     stream: bool
     arrived: float
     dialect: Dialect = CHAT
+
+    @property
+    def estimate(self) -> Cost:
+        cost = self.cost
+        return Cost(cost.text_tokens, sum(cost.image_tokens), self.output_tokens, cost.pixels, len(self.body))
 
 
 class Usage(msgspec.Struct):
@@ -70,10 +74,8 @@ class Exchange:
     async def open(self) -> Response:
         """The engine's answer, from its first byte. Waits for a slot; where one engine fails, another is tried."""
         work, gateway = self.work, self.gateway
-        await self._pay()
-        cost = Cost(
-            work.cost.text_tokens, sum(work.cost.image_tokens), work.cost.pixels, work.output_tokens, len(work.body)
-        )
+        cost = work.estimate
+        await self._pay(cost)
         slot = await self.stack.enter_async_context(
             gateway.admission.slot(
                 self.caller.tenant,
@@ -87,18 +89,15 @@ class Exchange:
         gateway.retries.count_request()
         return await self._send(cost)
 
-    async def _pay(self) -> None:
+    async def _pay(self, estimate: Cost) -> None:
         cost = self.work.cost
-        images = sum(cost.image_tokens)
-        total = cost.tokens + self.work.output_tokens
-        estimate = Spent(1, total, images, cost.pixels, len(self.work.body))
         self._charge = await self.gateway.identity.charge(self.caller, estimate)
         if self._charge is not None:
             self.stack.enter_context(self._charge)
             self.ratelimit = charging.headers(self._charge.standings)
         m, tenant = self.gateway.metrics, self.gateway.metrics.tenant(self.caller.tenant)
         m.prompt_tokens.labels(tenant).inc(cost.tokens)
-        m.image_tokens.labels(tenant).inc(images)
+        m.image_tokens.labels(tenant).inc(estimate.image_tokens)
         m.images.labels(tenant).inc(len(cost.image_tokens))
 
     async def _send(self, cost: Cost) -> Response:
@@ -221,8 +220,9 @@ class Exchange:
         if usage.prompt_tokens != cost.tokens:
             m.miscounted.inc()
         if self._charge is not None:
-            total = usage.prompt_tokens + usage.completion_tokens
-            self._charge.settle(Spent(1, total, sum(cost.image_tokens), cost.pixels, len(self.work.body)))
+            estimate = self.work.estimate
+            text = usage.prompt_tokens - estimate.image_tokens
+            self._charge.settle(replace(estimate, text_tokens=text, output_tokens=usage.completion_tokens))
 
 
 def rename_thoughts(data: bytes, name: str) -> bytes:

@@ -7,16 +7,15 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from kimi_serve.errors import ConfigError
-from kimi_serve.gateway.admission.fair_queue import Priority
+from kimi_serve.gateway.cost import Cost
+from kimi_serve.gateway.priority import Priority
 from kimi_serve.gateway.settings import Keys
 from kimi_serve.gateway.tenants.charge import Charge, charge
 from kimi_serve.gateway.tenants.counters import Counters, LocalCounters
 from kimi_serve.gateway.tenants.fallback import FallbackCounters
 from kimi_serve.gateway.tenants.keys import Key, Scope, require_model, require_scope
-from kimi_serve.gateway.tenants.limits import Cost
 from kimi_serve.gateway.tenants.redis_counters import RedisCounters
 from kimi_serve.gateway.tenants.resp import Redis
 from kimi_serve.gateway.tenants.salt import cache_salt
@@ -28,7 +27,6 @@ from kimi_serve.gateway.tenants.verify import Verifier
 from kimi_serve.protocol.errors import ApiError
 
 ANONYMOUS = "anonymous"
-CLASSES: Final[dict[str, Priority]] = {"high": "interactive", "normal": "default", "low": "batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +73,9 @@ class Identity:
         if self._single is not None:
             _require_single(presented, self._single)
         if self._verifier is None:
-            return Caller(ANONYMOUS, "default", None, None)
+            return Caller(ANONYMOUS, "normal", None, None)
         key = await self._verifier.verify(presented)
-        return Caller(key.tenant, CLASSES[key.priority], key, cache_salt(key.tenant, self._secret))
+        return Caller(key.tenant, key.priority, key, cache_salt(key.tenant, self._secret))
 
     async def charge(self, caller: Caller, estimate: Cost) -> Charge | None:
         return None if caller.key is None else await charge(self._counters, caller.key, estimate)

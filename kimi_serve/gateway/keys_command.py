@@ -9,9 +9,10 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
 from kimi_serve.errors import ConfigError
+from kimi_serve.gateway.priority import PRIORITIES
 from kimi_serve.gateway.settings import Keys, read
 from kimi_serve.gateway.tenants import admin
-from kimi_serve.gateway.tenants.keys import PRIORITIES, SCOPES, Key
+from kimi_serve.gateway.tenants.keys import SCOPES, Key
 from kimi_serve.gateway.tenants.limits import Limits
 from kimi_serve.gateway.tenants.stores import WritableKeyStore
 from kimi_serve.gateway.tenants.stores.file import FileKeys

@@ -10,10 +10,9 @@ Every operation is O(1), but for `head`, which visits tenants: weight / quantum 
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final, Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-Priority = Literal["interactive", "default", "batch"]
-PRIORITIES: Final[tuple[Priority, ...]] = ("interactive", "default", "batch")  # first goes first
+from kimi_serve.gateway.priority import PRIORITIES, Priority
 
 T = TypeVar("T")
 

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from kimi_serve.gateway.admission.cost import Cost
 from kimi_serve.gateway.admission.drain_rate import DrainRate
-from kimi_serve.gateway.admission.fair_queue import PRIORITIES, FairQueue, Load, Priority, Ticket
+from kimi_serve.gateway.admission.fair_queue import FairQueue, Load, Ticket
+from kimi_serve.gateway.cost import Cost
+from kimi_serve.gateway.priority import PRIORITIES, Priority
 from kimi_serve.protocol.errors import ApiError
 
 
@@ -65,7 +66,7 @@ class Admission:
         self,
         tenant: str,
         cost: Cost,
-        priority: Priority = "default",
+        priority: Priority = "normal",
         deadline_s: float = 60.0,
         *,
         arrived: float | None = None,

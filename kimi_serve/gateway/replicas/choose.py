@@ -6,7 +6,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from kimi_serve.gateway.admission.cost import encoding
+from kimi_serve.gateway.cost import encoding
 
 SLACK: Final = 1024  # tokens of work that are not worth a decision: less than a screenshot
 SLACK_SHARE: Final = 4  # and a quarter of the mean load, so that a choice does not flutter with every request

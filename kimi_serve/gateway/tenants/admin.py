@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 from argon2 import PasswordHasher
 
-from kimi_serve.gateway.tenants.keys import HASHER, Key, PlainKey, Priority, Scope, new_plain_key
+from kimi_serve.gateway.priority import Priority
+from kimi_serve.gateway.tenants.keys import HASHER, Key, PlainKey, Scope, new_plain_key
 from kimi_serve.gateway.tenants.limits import UNLIMITED, Limits
 
 

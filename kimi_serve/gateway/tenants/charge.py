@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
 
+from kimi_serve.gateway.cost import NOTHING, Cost
 from kimi_serve.gateway.tenants.counters import Counters, Taken
 from kimi_serve.gateway.tenants.keys import Key
-from kimi_serve.gateway.tenants.limits import NOTHING, Cost, Refused, Standing
+from kimi_serve.gateway.tenants.limits import Refused, Standing
 from kimi_serve.protocol.errors import ApiError
 
 _HEADERS: Final = {"requests": "requests_per_minute", "tokens": "tokens_per_minute"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.tenants.limits import (
-    Cost,
     Levels,
     Limits,
     Rates,
@@ -17,6 +17,7 @@ from kimi_serve.gateway.tenants.limits import (
     drained,
     judge,
     month_of,
+    rates_of,
     standings,
     until_next_month,
 )
@@ -79,14 +80,14 @@ class _Account:
         return Levels(self.rates, self.running, self.bytes, self.spent)
 
     def add(self, cost: Cost) -> None:
-        one, two, three, four = (used + asked for used, asked in zip(self.rates, cost.rates(), strict=True))
+        one, two, three, four = (used + asked for used, asked in zip(self.rates, rates_of(cost), strict=True))
         self.rates = (one, two, three, four)
         self.running += 1
         self.bytes += cost.bytes
         self.spent += cost.tokens
 
     def correct(self, cost: Cost, actual: Cost, month: str) -> None:
-        one, two, three, four = map(corrected, self.rates, cost.rates(), actual.rates())
+        one, two, three, four = map(corrected, self.rates, rates_of(cost), rates_of(actual))
         self.rates = (one, two, three, four)
         self.running -= 1
         self.bytes -= cost.bytes

@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import Callable
 
+from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.tenants.counters import Counters, Taken
 from kimi_serve.gateway.tenants.errors import CountersError
-from kimi_serve.gateway.tenants.limits import Cost, Limits, Refused
+from kimi_serve.gateway.tenants.limits import Limits, Refused
 
 logger = logging.getLogger(__name__)
 

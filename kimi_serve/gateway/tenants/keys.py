@@ -13,13 +13,12 @@ from typing import Final, Literal, get_args
 
 from argon2 import PasswordHasher
 
+from kimi_serve.gateway.priority import Priority
 from kimi_serve.gateway.tenants.limits import UNLIMITED, Limits
 from kimi_serve.protocol.errors import ApiError
 
 Scope = Literal["chat", "embeddings", "tokenize", "models", "admin"]
-Priority = Literal["high", "normal", "low"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
-PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 
 PREFIX: Final = "ksk"
 ID_LENGTH: Final = 12

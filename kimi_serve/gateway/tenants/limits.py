@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from kimi_serve.gateway.cost import Cost
+
 RATE_NAMES: Final = ("requests_per_minute", "tokens_per_minute", "image_tokens_per_minute", "pixels_per_minute")
 # A bucket is a float: after exactly the promised wait it may be off by its last bits.
 TOLERANCE: Final = 1e-6
 
 Rates = tuple[float, float, float, float]  # in the order of RATE_NAMES
+Amounts = tuple[int, int, int, int]  # alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +37,6 @@ class Limits:
 
 
 UNLIMITED: Final = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request uses; `tokens` are all tokens, those of images and of the answer included."""
-
-    requests: int = 1
-    tokens: int = 0
-    image_tokens: int = 0
-    pixels: int = 0
-    bytes: int = 0
-
-    def rates(self) -> tuple[int, int, int, int]:
-        return self.requests, self.tokens, self.image_tokens, self.pixels
-
-
-NOTHING: Final = Cost(requests=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +66,11 @@ class Standing:
     reset: float
 
 
+def rates_of(cost: Cost) -> Amounts:
+    """What a cost is in each of RATE_NAMES."""
+    return cost.requests, cost.tokens, cost.image_tokens, cost.pixels
+
+
 def drained(used: float, limit: int | None, seconds: float) -> float:
     return 0.0 if limit is None else max(0.0, used - limit / 60 * seconds)
 
@@ -92,7 +83,7 @@ def corrected(used: float, cost: int, actual: int) -> float:
 def judge(limits: Limits, cost: Cost, levels: Levels, month_ends_in: float) -> Refused | None:
     """Of the limits that `cost` does not fit, the one that takes longest to wait for."""
     found = []
-    for name, limit, asked, used in zip(RATE_NAMES, limits.rates(), cost.rates(), levels.rates, strict=True):
+    for name, limit, asked, used in zip(RATE_NAMES, limits.rates(), rates_of(cost), levels.rates, strict=True):
         if limit is not None and asked > 0 and used + asked - limit > TOLERANCE:
             found.append(Refused(name, limit, asked, _wait(asked, limit, (used + asked - limit) * 60 / max(limit, 1))))
     # Who holds a slot or bytes says nothing about when they end, so the client is told to ask again in a second.

@@ -6,8 +6,9 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Final
 
+from kimi_serve.gateway.priority import PRIORITIES
 from kimi_serve.gateway.tenants.errors import TenantsError
-from kimi_serve.gateway.tenants.keys import PRIORITIES, SCOPES, Key
+from kimi_serve.gateway.tenants.keys import SCOPES, Key
 from kimi_serve.gateway.tenants.limits import Limits
 
 _FIELDS: Final = {field.name for field in fields(Key)}

@@ -14,18 +14,19 @@ from hashlib import sha1
 from types import TracebackType
 from typing import Final, Self
 
+from kimi_serve.gateway.cost import NOTHING, Cost
 from kimi_serve.gateway.tenants.counters import Taken
 from kimi_serve.gateway.tenants.errors import CountersError
 from kimi_serve.gateway.tenants.limits import (
-    NOTHING,
     TOLERANCE,
-    Cost,
+    Amounts,
     Levels,
     Limits,
     Rates,
     Refused,
     judge,
     month_of,
+    rates_of,
     standings,
     until_next_month,
 )
@@ -71,7 +72,7 @@ class RedisCounters:
         wall = self._wall()
         settle = partial(self._settle, account, month_of(wall), limits, member, cost)
         try:
-            reply = await self._run(self._words("take", account, month_of(wall), limits, member, cost))
+            reply = await self._run(self._words("take", account, month_of(wall), limits, member, rates_of(cost)))
             taken, levels = _levels(reply)
             self._answered.set()
         except BaseException as error:
@@ -84,23 +85,24 @@ class RedisCounters:
             refused = judge(limits, cost, levels, until_next_month(wall))
             assert refused is not None, "the script and judge() disagree"
             return refused
-        one, two, three, four = (used + asked for used, asked in zip(levels.rates, cost.rates(), strict=True))
+        one, two, three, four = (used + asked for used, asked in zip(levels.rates, rates_of(cost), strict=True))
         return Taken(standings(limits, (one, two, three, four)), settle)
 
     def _settle(self, account: str, month: str, limits: Limits, member: str, cost: Cost, actual: Cost) -> None:
-        more = Cost(*(got - asked for got, asked in zip(actual.rates(), cost.rates(), strict=True)))
+        one, two, three, four = (got - asked for got, asked in zip(rates_of(actual), rates_of(cost), strict=True))
         try:
+            more = (one, two, three, four)
             self._unsent.put_nowait(self._words("settle", account, month, limits, member, more))
         except asyncio.QueueFull:
             self.unsettled += 1
 
-    def _words(self, act: str, account: str, month: str, limits: Limits, member: str, cost: Cost) -> Words:
+    def _words(self, act: str, account: str, month: str, limits: Limits, member: str, amounts: Amounts) -> Words:
         # In braces: a cluster keeps all keys of an account on one node, as a script needs.
         base = f"{self._prefix}:{{{account}}}"
         keys = (f"{base}:state", f"{base}:running", f"{base}:month:{month}")
         held = (limits.concurrent_requests, limits.bytes_in_flight, limits.tokens_per_month)
         known = [-1 if limit is None else limit for limit in (*limits.rates(), *held)]
-        return (*keys, act, member, self._lease, *known[:4], *cost.rates(), *known[4:], cost.tokens, TOLERANCE)
+        return (*keys, act, member, self._lease, *known[:4], *amounts, *known[4:], amounts[1], TOLERANCE)
 
     async def _run(self, words: Words) -> Reply:
         try:

@@ -7,7 +7,8 @@ from itertools import islice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kimi_serve.gateway.admission.fair_queue import PRIORITIES, FairQueue, Priority
+from kimi_serve.gateway.admission.fair_queue import FairQueue
+from kimi_serve.gateway.priority import PRIORITIES, Priority
 
 
 def order(queue: FairQueue[str]) -> list[str]:
@@ -17,16 +18,16 @@ def order(queue: FairQueue[str]) -> list[str]:
 def test_one_tenant_is_served_in_the_order_of_arrival() -> None:
     queue: FairQueue[str] = FairQueue()
     for name in "abcd":
-        queue.push("t", "default", 100_000, name)
+        queue.push("t", "normal", 100_000, name)
     assert order(queue) == ["a", "b", "c", "d"]
 
 
 def test_tenants_share_by_weight_and_not_by_number_of_requests() -> None:
     queue: FairQueue[str] = FairQueue(quantum=1000)
     for _ in range(1000):
-        queue.push("small", "default", 100, "small")
+        queue.push("small", "normal", 100, "small")
     for _ in range(100):
-        queue.push("large", "default", 1000, "large")
+        queue.push("large", "normal", 1000, "large")
     served = Counter(islice(order(queue), 550))
     assert served["small"] * 100 == served["large"] * 1000
 
@@ -34,27 +35,27 @@ def test_tenants_share_by_weight_and_not_by_number_of_requests() -> None:
 def test_a_flood_of_one_tenant_does_not_delay_another() -> None:
     queue: FairQueue[str] = FairQueue(quantum=1000)
     for _ in range(5000):
-        queue.push("flood", "default", 500, "flood")
-    queue.push("calm", "default", 500, "calm")
+        queue.push("flood", "normal", 500, "flood")
+    queue.push("calm", "normal", 500, "calm")
     assert "calm" in order(queue)[:3]
 
 
 def test_a_request_far_above_the_quantum_gets_its_turn() -> None:
     queue: FairQueue[str] = FairQueue(quantum=1000)
-    queue.push("large", "default", 50_000, "large")
+    queue.push("large", "normal", 50_000, "large")
     for _ in range(200):
-        queue.push("small", "default", 1000, "small")
+        queue.push("small", "normal", 1000, "small")
     assert 45 <= order(queue).index("large") <= 55
 
 
 def test_credit_is_not_saved_up_by_leaving_and_coming_back() -> None:
     queue: FairQueue[str] = FairQueue(quantum=10_000)
     for _ in range(50):
-        queue.push("sparing", "default", 1, "sparing")
+        queue.push("sparing", "normal", 1, "sparing")
         assert queue.take().item == "sparing"
     for _ in range(40):
-        queue.push("sparing", "default", 1000, "sparing")
-        queue.push("other", "default", 1000, "other")
+        queue.push("sparing", "normal", 1000, "sparing")
+        queue.push("other", "normal", 1000, "other")
     assert Counter(order(queue)[:20]) == {"sparing": 10, "other": 10}
 
 
@@ -71,35 +72,35 @@ def test_a_lower_class_goes_after_it_was_passed_over_often_enough() -> None:
         for _ in range(100):
             queue.push("t", priority, 10, priority)
     served = order(queue)[:60]
-    assert served[:6] == ["interactive"] * 4 + ["default", "batch"]
-    assert Counter(served) == {"interactive": 40, "default": 10, "batch": 10}
+    assert served[:6] == ["high"] * 4 + ["normal", "low"]
+    assert Counter(served) == {"high": 40, "normal": 10, "low": 10}
 
 
 def test_a_class_does_not_age_while_nobody_waits_in_it() -> None:
     queue: FairQueue[str] = FairQueue(patience=4)
     for _ in range(50):
-        queue.push("t", "interactive", 10, "interactive")
+        queue.push("t", "high", 10, "high")
     for _ in range(20):
         queue.take()
-    queue.push("t", "batch", 10, "batch")
-    assert order(queue).index("batch") == 4
+    queue.push("t", "low", 10, "low")
+    assert order(queue).index("low") == 4
 
 
 def test_an_overdue_class_whose_last_request_leaves_is_not_waited_for() -> None:
     queue: FairQueue[str] = FairQueue(patience=1)
-    overdue = queue.push("t", "batch", 10, "batch")
+    overdue = queue.push("t", "low", 10, "low")
     for _ in range(3):
-        queue.push("t", "interactive", 10, "interactive")
+        queue.push("t", "high", 10, "high")
     queue.take()
     assert queue.head() is overdue
     queue.remove(overdue)
-    assert order(queue) == ["interactive", "interactive"]
+    assert order(queue) == ["high", "high"]
 
 
 def test_the_head_stays_the_head_until_something_changes() -> None:
     queue: FairQueue[str] = FairQueue(quantum=10)
     for name in "abc":
-        queue.push(name, "default", 35, name)
+        queue.push(name, "normal", 35, name)
     head = queue.head()
     assert all(queue.head() is head for _ in range(10))
     assert queue.take() is head
@@ -107,7 +108,7 @@ def test_the_head_stays_the_head_until_something_changes() -> None:
 
 def test_a_removed_request_is_not_served_and_is_removed_once() -> None:
     queue: FairQueue[str] = FairQueue()
-    tickets = [queue.push("t", "default", 10, name) for name in "abc"]
+    tickets = [queue.push("t", "normal", 10, name) for name in "abc"]
     assert queue.remove(tickets[1])
     assert not queue.remove(tickets[1])
     assert order(queue) == ["a", "c"]
@@ -117,10 +118,10 @@ def test_a_removed_request_is_not_served_and_is_removed_once() -> None:
 
 def test_removing_the_head_hands_its_turn_to_the_next_tenant() -> None:
     queue: FairQueue[str] = FairQueue(quantum=1000)
-    first = queue.push("a", "default", 1000, "a")
+    first = queue.push("a", "normal", 1000, "a")
     for _ in range(3):
-        queue.push("b", "default", 1000, "b")
-    queue.push("c", "default", 1000, "c")
+        queue.push("b", "normal", 1000, "b")
+    queue.push("c", "normal", 1000, "c")
     assert queue.head() is first
     queue.remove(first)
     assert order(queue) == ["b", "c", "b", "b"]

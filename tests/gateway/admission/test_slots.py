@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from kimi_serve.gateway.admission import PRIORITIES, Admission, Bounds, Capacity, Cost, Priority
+from kimi_serve.gateway.admission import Admission, Bounds, Capacity
 from kimi_serve.gateway.admission.fair_queue import Load
+from kimi_serve.gateway.cost import Cost
+from kimi_serve.gateway.priority import PRIORITIES, Priority
 from kimi_serve.protocol.errors import ApiError
 
 
@@ -119,9 +121,9 @@ def test_a_higher_class_that_fits_passes_a_lower_one_that_does_not() -> None:
     async def scenario() -> None:
         admission = Admission(Capacity(requests=10, cost=100))
         running = Client(admission, tokens=50)
-        batch = Client(admission, tokens=80, priority="batch")
+        batch = Client(admission, tokens=80, priority="low")
         await settle()
-        chat = Client(admission, tokens=10, priority="interactive")
+        chat = Client(admission, tokens=10, priority="high")
         await settle()
         assert (batch.entered, chat.entered) == (False, True)
         for client in (running, chat, batch):
@@ -159,7 +161,7 @@ def test_a_request_that_leaves_the_line_is_gone_at_once() -> None:
         await settle()
         leaver.task.cancel()
         await settle()
-        assert admission.snapshot().waiting["default"] == 1
+        assert admission.snapshot().waiting["normal"] == 1
         await running.finish()
         await settle()
         assert last.entered
@@ -429,8 +431,8 @@ def test_a_snapshot_tells_who_waits_and_for_how_long() -> None:
         await settle()
         now[0] += 7.0
         snapshot = admission.snapshot()
-        assert snapshot.waiting == {"interactive": 2, "default": 2, "batch": 2}
-        assert snapshot.oldest_s == {"interactive": 7.0, "default": 7.0, "batch": 7.0}
+        assert snapshot.waiting == {"high": 2, "normal": 2, "low": 2}
+        assert snapshot.oldest_s == {"high": 7.0, "normal": 7.0, "low": 7.0}
         assert snapshot.outstanding_by_tenant == {"a": Load(1, 40)}
         for client in (running, *waiting):
             await client.finish()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from kimi_serve.gateway.admission import Cost
+from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.replicas import Picture, Prompt, Replica, RequestView, Text, choose, read_prompt
 from kimi_serve.gateway.replicas.health import Finding
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kimi_serve.gateway.tenants.keys import PRIORITIES, SCOPES, Key
+from kimi_serve.gateway.priority import PRIORITIES
+from kimi_serve.gateway.tenants.keys import SCOPES, Key
 from kimi_serve.gateway.tenants.limits import UNLIMITED, Limits
 from kimi_serve.gateway.tenants.verify import Pace
 

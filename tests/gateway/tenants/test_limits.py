@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kimi_serve.gateway.cost import NOTHING, Cost
 from kimi_serve.gateway.tenants import admin
 from kimi_serve.gateway.tenants.charge import Charge, charge, duration, headers
 from kimi_serve.gateway.tenants.counters import LocalCounters, Taken
 from kimi_serve.gateway.tenants.keys import Key
-from kimi_serve.gateway.tenants.limits import NOTHING, RATE_NAMES, Cost, Limits, month_of, until_next_month
+from kimi_serve.gateway.tenants.limits import RATE_NAMES, Limits, month_of, rates_of, until_next_month
 from kimi_serve.protocol.errors import ApiError
 from tests.gateway.tenants.clocks import NOW, Clock
 
@@ -37,12 +38,12 @@ def refused(counters: LocalCounters, limits: Limits, cost: Cost) -> ApiError:
     ("limits", "cost"),
     [
         (Limits(requests_per_minute=1), Cost()),
-        (Limits(tokens_per_minute=100), Cost(tokens=100)),
+        (Limits(tokens_per_minute=100), Cost(text_tokens=100)),
         (Limits(image_tokens_per_minute=100), Cost(image_tokens=100)),
         (Limits(pixels_per_minute=100), Cost(pixels=100)),
         (Limits(concurrent_requests=1), Cost()),
         (Limits(bytes_in_flight=100), Cost(bytes=100)),
-        (Limits(tokens_per_month=100), Cost(tokens=100)),
+        (Limits(tokens_per_month=100), Cost(text_tokens=100)),
     ],
     ids=[field.name for field in fields(Limits)],
 )
@@ -62,58 +63,58 @@ def test_each_limit_takes_what_it_allows_and_refuses_the_next_by_name(
 def test_a_refusal_charges_no_limit(clock: Clock, wall: Clock) -> None:
     """Pixels alone are too many; of what does fit nothing may be gone."""
     counters = LocalCounters(clock, wall)
-    refused(counters, LIMITED, Cost(tokens=1000, image_tokens=500, pixels=10_001, bytes=4096))
-    taken(counters, LIMITED, Cost(tokens=1000, image_tokens=500, pixels=10_000, bytes=4096))
+    refused(counters, LIMITED, Cost(500, 500, pixels=10_001, bytes=4096))
+    taken(counters, LIMITED, Cost(500, 500, pixels=10_000, bytes=4096))
 
 
 def test_retry_after_is_when_it_fits(clock: Clock, wall: Clock) -> None:
     counters, limits = LocalCounters(clock, wall), Limits(tokens_per_minute=600)
-    taken(counters, limits, Cost(tokens=600))
-    wait = refused(counters, limits, Cost(tokens=100)).retry_after
+    taken(counters, limits, Cost(text_tokens=600))
+    wait = refused(counters, limits, Cost(text_tokens=100)).retry_after
     assert wait == pytest.approx(10)
     clock.now += wait - 0.01
-    refused(counters, limits, Cost(tokens=100))
+    refused(counters, limits, Cost(text_tokens=100))
     clock.now += 0.01
-    taken(counters, limits, Cost(tokens=100))
+    taken(counters, limits, Cost(text_tokens=100))
 
 
 def test_retry_after_is_that_of_the_slowest_limit(clock: Clock, wall: Clock) -> None:
     counters, limits = LocalCounters(clock, wall), Limits(requests_per_minute=60, tokens_per_minute=60)
     for _ in range(60):
-        taken(counters, limits, Cost(tokens=1))
-    error = refused(counters, limits, Cost(tokens=30))
+        taken(counters, limits, Cost(text_tokens=1))
+    error = refused(counters, limits, Cost(text_tokens=30))
     assert error.retry_after == pytest.approx(30)
     assert "tokens_per_minute" in error.message
 
 
 def test_a_request_that_can_never_fit_is_not_told_to_come_back(clock: Clock, wall: Clock) -> None:
-    error = refused(LocalCounters(clock, wall), Limits(tokens_per_minute=100), Cost(tokens=101))
+    error = refused(LocalCounters(clock, wall), Limits(tokens_per_minute=100), Cost(text_tokens=101))
     assert error.retry_after is None
     assert "101" in error.message
 
 
 def test_a_limit_of_zero_allows_requests_that_use_none_of_it(clock: Clock, wall: Clock) -> None:
     counters, limits = LocalCounters(clock, wall), Limits(image_tokens_per_minute=0)
-    taken(counters, limits, Cost(tokens=5))
-    refused(counters, limits, Cost(tokens=5, image_tokens=1))
+    taken(counters, limits, Cost(text_tokens=5))
+    refused(counters, limits, Cost(4, 1))
 
 
 def test_the_budget_starts_anew_with_the_month_of_utc(clock: Clock, wall: Clock) -> None:
     counters, limits = LocalCounters(clock, wall), Limits(tokens_per_month=100)
-    taken(counters, limits, Cost(tokens=100))
-    error = refused(counters, limits, Cost(tokens=1))
+    taken(counters, limits, Cost(text_tokens=100))
+    error = refused(counters, limits, Cost(text_tokens=1))
     assert error.retry_after == 27 * 86_400 + 12 * 3600  # from the 4th of May, noon
     wall.now += error.retry_after
-    taken(counters, limits, Cost(tokens=100))
+    taken(counters, limits, Cost(text_tokens=100))
 
 
 def test_what_was_charged_to_a_month_that_ended_is_not_given_to_the_next(clock: Clock, wall: Clock) -> None:
     counters, limits = LocalCounters(clock, wall), Limits(tokens_per_month=100)
-    old = taken(counters, limits, Cost(tokens=100))
+    old = taken(counters, limits, Cost(text_tokens=100))
     wall.now += 40 * 86_400
-    taken(counters, limits, Cost(tokens=100))
+    taken(counters, limits, Cost(text_tokens=100))
     old.refund()
-    refused(counters, limits, Cost(tokens=1))
+    refused(counters, limits, Cost(text_tokens=1))
 
 
 @given(st.integers(0, 4_000_000_000))
@@ -124,12 +125,12 @@ def test_a_month_ends_where_the_next_begins(wall: int) -> None:
 
 def test_a_charge_is_settled_once(clock: Clock, wall: Clock) -> None:
     counters = LocalCounters(clock, wall)
-    charged = taken(counters, LIMITED, Cost(tokens=1000, bytes=4096))
-    assert charged.settle(Cost(tokens=400))
+    charged = taken(counters, LIMITED, Cost(text_tokens=1000, bytes=4096))
+    assert charged.settle(Cost(text_tokens=400))
     assert not charged.settle(Cost())
     assert not charged.refund()
     assert not charged.is_open
-    standing = taken(counters, LIMITED, Cost(tokens=600, bytes=4096)).standings
+    standing = taken(counters, LIMITED, Cost(text_tokens=600, bytes=4096)).standings
     assert standing["tokens_per_minute"].remaining == 0
 
 
@@ -137,20 +138,20 @@ def test_leaving_the_block_refunds_what_was_not_settled(clock: Clock, wall: Cloc
     counters = LocalCounters(clock, wall)
 
     async def request() -> None:
-        with await charge(counters, key_of(LIMITED), Cost(tokens=1000)):
+        with await charge(counters, key_of(LIMITED), Cost(text_tokens=1000)):
             raise ConnectionResetError
 
     for _ in range(100):
         with pytest.raises(ConnectionResetError):
             asyncio.run(request())
-    taken(counters, LIMITED, Cost(tokens=1000))
+    taken(counters, LIMITED, Cost(text_tokens=1000))
 
 
 def test_an_answer_longer_than_estimated_is_paid_for_later(clock: Clock, wall: Clock) -> None:
     counters, limits = LocalCounters(clock, wall), Limits(tokens_per_minute=60)
-    taken(counters, limits, Cost(tokens=10)).settle(Cost(tokens=90))
-    assert refused(counters, limits, Cost(tokens=1)).retry_after == pytest.approx(31)
-    taken(counters, limits, Cost(tokens=0))  # what asks for none is not held up
+    taken(counters, limits, Cost(text_tokens=10)).settle(Cost(text_tokens=90))
+    assert refused(counters, limits, Cost(text_tokens=1)).retry_after == pytest.approx(31)
+    taken(counters, limits, Cost(text_tokens=0))  # what asks for none is not held up
 
 
 def test_two_keys_of_one_account_share_its_limits(clock: Clock, wall: Clock) -> None:
@@ -173,7 +174,7 @@ def test_a_clock_that_jumps_back_neither_fills_nor_stops_a_bucket(clock: Clock, 
 
 
 def test_headers_have_openais_names_and_forms(clock: Clock, wall: Clock) -> None:
-    charged = taken(LocalCounters(clock, wall), LIMITED, Cost(tokens=250))
+    charged = taken(LocalCounters(clock, wall), LIMITED, Cost(text_tokens=250))
     assert headers(charged.standings) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
@@ -211,7 +212,7 @@ def test_no_window_admits_more_than_the_burst_and_its_refill(story: list[Step], 
     admitted: list[tuple[float, int]] = []
     for pause, tokens, _, _ in story:
         clock.now += pause
-        if isinstance(take_now(counters, limits, Cost(tokens=tokens)), Taken):
+        if isinstance(take_now(counters, limits, Cost(text_tokens=tokens)), Taken):
             admitted.append((clock.now, tokens))
     for first, (begin, _) in enumerate(admitted):
         total = 0
@@ -229,19 +230,19 @@ def test_what_is_used_in_all_stays_under_burst_and_refill_with_refunds(story: li
     open_ones: list[tuple[Taken, int]] = []
     for pause, tokens, end, actual in story:
         clock.now += pause
-        answer = take_now(counters, limits, Cost(tokens=tokens))
+        answer = take_now(counters, limits, Cost(text_tokens=tokens))
         if isinstance(answer, Taken):
             used += tokens
             open_ones.append((answer, tokens))
         if open_ones and end != "keep":
             oldest, estimate = open_ones.pop(0)
             actual = 0 if end == "refund" else min(actual, estimate)
-            oldest.settle(Cost(tokens=actual))
+            oldest.settle(Cost(text_tokens=actual))
             used += actual - estimate
         assert used <= limit + limit / 60 * (clock.now - begun) + 1e-3
 
 
-costs = st.builds(Cost, st.just(1), *[st.integers(0, 1000)] * 4)
+costs = st.builds(Cost, *[st.integers(0, 1000)] * 5)
 
 
 @given(st.lists(st.tuples(costs, costs), max_size=8))
@@ -278,7 +279,7 @@ def test_what_fits_depends_on_every_limit_and_a_refusal_changes_nothing(
     counters = LocalCounters(Clock(), Clock())
     totals = [0] * 7
     for cost in [*before, asked]:
-        more = [*cost.rates(), 1, cost.bytes, cost.tokens]
+        more = [*rates_of(cost), 1, cost.bytes, cost.tokens]
         values = [getattr(limits, field.name) for field in fields(Limits)]
         fits = all(
             limit is None or not some or total + some <= limit

@@ -15,12 +15,13 @@ from urllib.parse import quote
 
 import pytest
 
+from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.tenants.charge import Charge, charge
 from kimi_serve.gateway.tenants.counters import Counters, LocalCounters, Taken
 from kimi_serve.gateway.tenants.errors import CountersError
 from kimi_serve.gateway.tenants.fallback import FallbackCounters
 from kimi_serve.gateway.tenants.keys import Key
-from kimi_serve.gateway.tenants.limits import Cost, Limits, Refused
+from kimi_serve.gateway.tenants.limits import Limits, Refused
 from kimi_serve.gateway.tenants.redis_counters import RedisCounters
 from kimi_serve.gateway.tenants.resp import Redis, RedisError
 from kimi_serve.protocol.errors import ApiError
@@ -110,12 +111,12 @@ async def settled(counters: RedisCounters) -> None:
 
 EACH = [
     (Limits(requests_per_minute=3), Cost()),
-    (Limits(tokens_per_minute=300), Cost(tokens=100)),
+    (Limits(tokens_per_minute=300), Cost(text_tokens=100)),
     (Limits(image_tokens_per_minute=300), Cost(image_tokens=100)),
     (Limits(pixels_per_minute=300), Cost(pixels=100)),
     (Limits(concurrent_requests=3), Cost()),
     (Limits(bytes_in_flight=300), Cost(bytes=100)),
-    (Limits(tokens_per_month=300), Cost(tokens=100)),
+    (Limits(tokens_per_month=300), Cost(text_tokens=100)),
 ]
 
 
@@ -151,7 +152,7 @@ def test_a_refusal_charges_no_limit(server: Server) -> None:
     async def story() -> None:
         limits = Limits(3, 1000, 500, 10_000, 2, 4096, 50_000)
         async with gateway(server) as counters:
-            fits = Cost(tokens=1000, image_tokens=500, pixels=10_000, bytes=4096)
+            fits = Cost(500, 500, pixels=10_000, bytes=4096)
             await refusal_of(counters, limits, replace(fits, pixels=10_001))
             charged = await charge(counters, key_of(limits), fits)
             assert charged.standings["requests_per_minute"].remaining == 2
@@ -179,9 +180,9 @@ def test_an_estimate_is_settled_to_what_was_used(server: Server) -> None:
     async def story() -> None:
         limits = Limits(tokens_per_minute=1000, tokens_per_month=2000)
         async with gateway(server) as counters:
-            (await charge(counters, key_of(limits), Cost(tokens=1000))).settle(Cost(tokens=400))
+            (await charge(counters, key_of(limits), Cost(text_tokens=1000))).settle(Cost(text_tokens=400))
             await settled(counters)
-            charged = await charge(counters, key_of(limits), Cost(tokens=100))
+            charged = await charge(counters, key_of(limits), Cost(text_tokens=100))
             assert charged.standings["tokens_per_minute"].remaining == pytest.approx(500, abs=20)
             month = await counters._redis.call("GET", "kimi-serve:{0123456789ab}:month:2031-05")
             assert month == "500"
@@ -207,7 +208,7 @@ def test_a_bucket_drains_by_the_servers_clock(server: Server) -> None:
 def test_what_a_dead_gateway_held_comes_back_after_its_lease(server: Server) -> None:
     async def story() -> None:
         limits = Limits(tokens_per_month=3, concurrent_requests=1, bytes_in_flight=100)
-        cost = Cost(tokens=1, bytes=100)
+        cost = Cost(text_tokens=1, bytes=100)
         async with gateway(server, lease=1) as dying, gateway(server, lease=1) as living:
             lost = await charge(dying, key_of(limits), cost)
             await refusal_of(living, limits, cost)
@@ -224,7 +225,7 @@ def test_what_a_dead_gateway_held_comes_back_after_its_lease(server: Server) -> 
 def test_keys_in_redis_expire_and_name_no_secret(server: Server) -> None:
     async def story() -> None:
         async with gateway(server) as counters:
-            await charge(counters, key_of(Limits(tokens_per_month=5)), Cost(tokens=1))
+            await charge(counters, key_of(Limits(tokens_per_month=5)), Cost(text_tokens=1))
             names = await counters._redis.call("KEYS", "*")
             assert isinstance(names, list)
             assert len(names) == 3
@@ -242,13 +243,13 @@ def test_a_client_who_leaves_while_redis_answers_is_not_charged(server: Server) 
         limits = Limits(concurrent_requests=1, tokens_per_month=10)
         async with gateway(server) as counters:
             await counters.take("other", limits, Cost())  # connects
-            asking = asyncio.create_task(counters.take("account", limits, Cost(tokens=10)))
+            asking = asyncio.create_task(counters.take("account", limits, Cost(text_tokens=10)))
             await asyncio.sleep(0)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
             await settled(counters)
-            assert isinstance(await counters.take("account", limits, Cost(tokens=10)), Taken)
+            assert isinstance(await counters.take("account", limits, Cost(text_tokens=10)), Taken)
 
     asyncio.run(story())
 

@@ -1,6 +1,6 @@
 """What a request weighs."""
 
-from kimi_serve.gateway.admission import Cost
+from kimi_serve.gateway.cost import Cost
 
 
 def test_an_image_token_weighs_more_than_a_text_token_by_what_the_vision_tower_does() -> None:

@@ -1,6 +1,7 @@
-"""What a request costs an engine, in text tokens. Knows counts; never a price, a tenant or a replica."""
+"""What a request costs: tokens, pixels and bytes, and what they weigh. Knows counts; never a price or a tenant."""
 
 from dataclasses import dataclass
+from typing import Final
 
 
 def encoding(image_tokens: int) -> int:
@@ -14,11 +15,19 @@ def encoding(image_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    text_tokens: int
+    """An estimate before, what was used after: one value for the limits of keys, for the queue and for engines."""
+
+    text_tokens: int = 0  # of the prompt
     image_tokens: int = 0
-    pixels: int = 0
     output_tokens: int = 0  # at most so many: max_tokens before, the engine's usage after
+    pixels: int = 0
     bytes: int = 0
+    requests: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """All of them: what limits and budgets count."""
+        return self.text_tokens + self.image_tokens + self.output_tokens
 
     @property
     def weight(self) -> int:
@@ -26,4 +35,7 @@ class Cost:
 
         Pixels and bytes have limits of their own; an image's size is already in its tokens.
         """
-        return max(1, self.text_tokens + self.image_tokens + encoding(self.image_tokens) + self.output_tokens)
+        return max(1, self.tokens + encoding(self.image_tokens))
+
+
+NOTHING: Final = Cost(requests=0)  # what a request used that never reached an engine
