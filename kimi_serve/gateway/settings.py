@@ -2,10 +2,12 @@
 
 A setting of the environment is KIMI_SERVE_ and the path in capitals, joined by two underscores:
 KIMI_SERVE_ADMISSION__REQUESTS=64. The environment wins over the file. An unknown name is refused.
+KIMI_SERVE_SECRETS names a folder of mounted secrets: its file keys__redis holds the setting keys.redis.
 """
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -14,6 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -103,6 +107,18 @@ class Keys(Section):
     )
 
 
+class Tracing(Section):
+    endpoint: str | None = Field(
+        default=None, description="where spans go by OTLP over HTTP, such as http://collector:4318/v1/traces"
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of traces that begin here and are recorded; a client's own decides"
+    )
+    service_name: str = Field(default="kimi-serve-gateway", min_length=1, description="service.name of all spans")
+    interval_s: float = Field(default=5.0, gt=0, description="seconds between two batches of spans")
+    timeout_s: float = Field(default=10.0, gt=0, description="seconds to send one batch")
+
+
 class Policy(Section):
     owned_fields: Literal["refuse", "strip"] = Field(
         default="refuse", description="what happens to fields clients do not own"
@@ -130,6 +146,7 @@ class Settings(BaseSettings):
     upstream: Upstream = Upstream()
     keys: Keys = Keys()
     policy: Policy = Policy()
+    tracing: Tracing = Tracing()
 
     @classmethod
     def settings_customise_sources(
@@ -141,7 +158,24 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = TomlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, file
+        if isinstance(env_settings, EnvSettingsSource):  # KIMI_SERVE_KEYS is a store of keys, not the section
+            env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k != "kimi_serve_keys"}
+        return init_settings, env_settings, _secret_files(file_secret_settings), file
+
+
+def _secret_files(unused: PydanticBaseSettingsSource) -> PydanticBaseSettingsSource:
+    folder = os.environ.get("KIMI_SERVE_SECRETS")
+    source = NestedSecretsSettingsSource(
+        unused,
+        secrets_dir=folder,
+        secrets_dir_missing="error",
+        secrets_prefix="",
+        secrets_nested_delimiter="__",
+    )
+    for name in source.env_vars:  # the source itself overlooks what is in no section
+        if name.partition("__")[0] not in Settings.model_fields:
+            raise SettingsError(f"KIMI_SERVE_SECRETS: {folder}/{name}: there is no such setting")
+    return source
 
 
 def from_command_line(

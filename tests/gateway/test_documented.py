@@ -67,6 +67,37 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert read(FILE).admission.requests == 7
 
 
+def test_a_mounted_secret_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, folder = tmp_path / "gateway.toml", tmp_path / "secrets"
+    file.write_text('[keys]\nredis = "redis://old:6379/0"')
+    (folder / "..2031").mkdir(parents=True)  # as Kubernetes lays a secret out
+    (folder / "..2031" / "keys__redis").write_text("redis://new:6379/0\n")
+    (folder / "..data").symlink_to("..2031")
+    (folder / "keys__redis").symlink_to("..data/keys__redis")
+    monkeypatch.setenv("KIMI_SERVE_SECRETS", str(folder))
+    redis = read(file).keys.redis
+    assert redis is not None
+    assert redis.get_secret_value() == "redis://new:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("key__redis", "/key__redis: there"), ("keys__reddis", "keys.reddis: there")]
+)
+def test_a_mounted_secret_that_is_no_setting_is_refused(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text("x")
+    monkeypatch.setenv("KIMI_SERVE_SECRETS", str(tmp_path))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read(None)
+
+
+def test_keys_in_the_environment_are_not_taken_for_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIMI_SERVE_KEYS", '{"keys": []}')
+    monkeypatch.setenv("KIMI_SERVE_KEYS__ENVIRONMENT", "true")
+    assert read(None).keys.environment
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
