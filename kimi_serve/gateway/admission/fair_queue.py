@@ -1,7 +1,9 @@
 """The order in which waiting requests go. Knows tenants, classes and weights; never time, capacity or asyncio.
 
-Between classes: strict priority, except that a class that was passed over `patience` times in a row goes next, so the
-lower classes together keep at least 1 / (patience + 1) of the turns. Age is counted in turns: no clock can bend it.
+Between classes: strict priority, except that a class that waits earns its share of all work that goes, and goes next
+once it has earned its head's weight. So while it waits it gets its share, one request more or less, and no more than
+that while a higher class waits: a head of weight w goes after at most w / share of other work. Age is counted in work:
+no clock can bend it.
 Within a class: deficit round robin over tenants on weight. A tenant's turn grants it `quantum` more tokens; it goes
 while they last and then stands behind the others.
 
@@ -9,10 +11,11 @@ Every operation is O(1), but for `head`, which visits tenants: weight / quantum 
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from kimi_serve.gateway.priority import PRIORITIES, Priority
+from kimi_serve.gateway.priority import PRIORITIES, SHARES, Priority
 
 T = TypeVar("T")
 
@@ -35,11 +38,11 @@ class Load:
 
 
 class FairQueue(Generic[T]):
-    def __init__(self, quantum: int = 8192, patience: int = 8) -> None:
+    def __init__(self, quantum: int = 8192, shares: Mapping[Priority, int] = SHARES) -> None:
+        """`shares` in percent of the work, of the classes below the highest."""
         assert quantum > 0
-        assert patience > 0
-        self._patience = patience
-        self._lanes: dict[Priority, _Lane[T]] = {priority: _Lane(quantum) for priority in PRIORITIES}
+        assert sum(shares.values()) < 100
+        self._lanes: dict[Priority, _Lane[T]] = {name: _Lane(quantum, shares.get(name, 0)) for name in PRIORITIES}
         self._tenants: dict[str, Load] = {}
         self.load = Load()
 
@@ -58,14 +61,14 @@ class FairQueue(Generic[T]):
         return None if lane is None else lane.head()
 
     def take(self) -> Ticket[T]:
-        """Removes the head, charges its tenant, and lets the classes below it grow older by one turn."""
-        lane = self._next_lane()
-        assert lane is not None
-        ticket = lane.head()
-        lane.charge(ticket)
+        """Removes the head, charges its tenant and its class, and credits every class that waits with its share."""
+        chosen = self._next_lane()
+        assert chosen is not None
+        ticket = chosen.head()
+        for lane in self._lanes.values():
+            lane.earn(ticket.weight)
+        chosen.charge(ticket)
         self._discard(ticket)
-        for priority in PRIORITIES[PRIORITIES.index(ticket.priority) + 1 :]:
-            self._lanes[priority].grow_older()
         return ticket
 
     def remove(self, ticket: Ticket[T]) -> bool:
@@ -94,10 +97,9 @@ class FairQueue(Generic[T]):
         return [ticket for lane in self._lanes.values() for ticket in lane.arrivals]
 
     def _next_lane(self) -> "_Lane[T] | None":
-        overdue = max(self._lanes.values(), key=lambda lane: lane.passed)
-        if overdue.passed >= self._patience:
-            return overdue
-        return next((lane for lane in self._lanes.values() if lane.arrivals), None)
+        # The lowest first: it earns least, so it delays the others least.
+        due = next((lane for lane in reversed(self._lanes.values()) if lane.is_due()), None)
+        return due or next((lane for lane in self._lanes.values() if lane.arrivals), None)
 
     def _discard(self, ticket: Ticket[T]) -> None:
         self._lanes[ticket.priority].discard(ticket)
@@ -124,12 +126,12 @@ class _Line(Generic[T]):
 class _Lane(Generic[T]):
     """One class. Its first line is the tenant whose turn it is."""
 
-    def __init__(self, quantum: int) -> None:
-        self._quantum = quantum
+    def __init__(self, quantum: int, share: int) -> None:
+        self._quantum, self._share = quantum, share
         self._lines: OrderedDict[str, _Line[T]] = OrderedDict()
         self._is_granted = False  # has the first line got this turn's quantum?
         self.arrivals: OrderedDict[Ticket[T], None] = OrderedDict()
-        self.passed = 0  # turns in a row that went to a higher class while somebody waited here
+        self._earned = 0  # hundredths of tokens, since somebody waits here
 
     def push(self, ticket: Ticket[T]) -> None:
         self._lines.setdefault(ticket.tenant, _Line()).tickets[ticket] = None
@@ -149,7 +151,8 @@ class _Lane(Generic[T]):
 
     def charge(self, ticket: Ticket[T]) -> None:
         self._lines[ticket.tenant].deficit -= ticket.weight
-        self.passed = 0
+        # What it got out of turn, while no higher class waited, is no debt.
+        self._earned = max(0, self._earned - 100 * ticket.weight)
 
     def discard(self, ticket: Ticket[T]) -> None:
         line = self._lines[ticket.tenant]
@@ -160,8 +163,11 @@ class _Lane(Generic[T]):
             self._is_granted = self._is_granted and next(iter(self._lines)) != ticket.tenant
             del self._lines[ticket.tenant]
         if not self.arrivals:
-            self.passed = 0
+            self._earned = 0
 
-    def grow_older(self) -> None:
+    def earn(self, weight: int) -> None:
         if self.arrivals:
-            self.passed += 1
+            self._earned += self._share * weight
+
+    def is_due(self) -> bool:
+        return self._earned > 0 and self._earned >= 100 * self.head().weight

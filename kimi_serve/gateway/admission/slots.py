@@ -27,12 +27,11 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """On the line, not on the engines. `quantum` and `patience` are the fair queue's."""
+    """On the line, not on the engines. `quantum` is the fair queue's."""
 
     waiting: int = 10_000
     waiting_per_tenant: int = 1_000
     quantum: int = 8192
-    patience: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Admission:
         self, capacity: Capacity, bounds: Bounds | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._capacity, self._bounds, self._clock = capacity, bounds or Bounds(), clock
-        self._queue: FairQueue[_Waiter] = FairQueue(self._bounds.quantum, self._bounds.patience)
+        self._queue: FairQueue[_Waiter] = FairQueue(self._bounds.quantum)
         self._drain = DrainRate(clock)
         self._outstanding = Load()
         self._by_tenant: dict[str, Load] = {}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimi_serve.gateway.admission.fair_queue import FairQueue
-from kimi_serve.gateway.priority import PRIORITIES, Priority
+from kimi_serve.gateway.priority import PRIORITIES, SHARES, Priority
 
 
 def order(queue: FairQueue[str]) -> list[str]:
@@ -66,35 +66,64 @@ def test_higher_classes_go_first() -> None:
     assert order(queue) == list(PRIORITIES)
 
 
-def test_a_lower_class_goes_after_it_was_passed_over_often_enough() -> None:
-    queue: FairQueue[str] = FairQueue(patience=4)
+def test_classes_that_wait_get_their_shares_of_the_work() -> None:
+    queue: FairQueue[str] = FairQueue()
     for priority in PRIORITIES:
-        for _ in range(100):
+        for _ in range(1000):
             queue.push("t", priority, 10, priority)
-    served = order(queue)[:60]
-    assert served[:6] == ["high"] * 4 + ["normal", "low"]
-    assert Counter(served) == {"high": 40, "normal": 10, "low": 10}
+    served = Counter(order(queue)[:1000])
+    assert all(abs(served[name] - 10 * SHARES[name]) <= 1 for name in SHARES)
 
 
-def test_a_class_does_not_age_while_nobody_waits_in_it() -> None:
-    queue: FairQueue[str] = FairQueue(patience=4)
+def test_a_share_is_of_the_work_and_not_of_the_turns() -> None:
+    """A class of few large requests gets no more than one of many small ones."""
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(10_000):
+        queue.push("t", "high", 10, "high")
+    for _ in range(10):
+        queue.push("t", "low", 1000, "low")
+    assert Counter(order(queue)[: 9500 + 5])["low"] in (4, 5)
+
+
+def test_a_large_request_of_the_lowest_class_goes_once_its_class_has_earned_it() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("t", "low", 1000, "low")
+    for _ in range(5000):
+        queue.push("t", "high", 10, "high")
+    assert order(queue).index("low") * 10 == 1000 * 100 // SHARES["low"]
+
+
+def test_a_class_earns_nothing_while_nobody_waits_in_it() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(500):
+        queue.push("t", "high", 10, "high")
+    for _ in range(200):
+        queue.take()
+    queue.push("t", "low", 10, "low")
+    assert order(queue).index("low") == 20
+
+
+def test_what_a_class_got_while_no_higher_one_waited_is_no_debt() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(100):
+        queue.push("t", "low", 10, "low")
     for _ in range(50):
+        queue.take()
+    for _ in range(50):
+        queue.push("t", "high", 10, "high")
+    assert order(queue).index("low") <= 20
+
+
+def test_a_class_that_is_due_and_whose_last_request_leaves_is_not_waited_for() -> None:
+    queue: FairQueue[str] = FairQueue()
+    due = queue.push("t", "low", 10, "low")
+    for _ in range(30):
         queue.push("t", "high", 10, "high")
     for _ in range(20):
         queue.take()
-    queue.push("t", "low", 10, "low")
-    assert order(queue).index("low") == 4
-
-
-def test_an_overdue_class_whose_last_request_leaves_is_not_waited_for() -> None:
-    queue: FairQueue[str] = FairQueue(patience=1)
-    overdue = queue.push("t", "low", 10, "low")
-    for _ in range(3):
-        queue.push("t", "high", 10, "high")
-    queue.take()
-    assert queue.head() is overdue
-    queue.remove(overdue)
-    assert order(queue) == ["high", "high"]
+    assert queue.head() is due
+    queue.remove(due)
+    assert order(queue) == ["high"] * 10
 
 
 def test_the_head_stays_the_head_until_something_changes() -> None:
@@ -133,7 +162,7 @@ pushes = st.tuples(st.sampled_from("abcd"), st.sampled_from(PRIORITIES), st.inte
 @settings(max_examples=25)
 @given(st.lists(st.one_of(pushes, st.just("take"), st.integers(0, 50))))
 def test_counts_agree_with_what_is_in_the_queue(steps: list[tuple[str, Priority, int] | str | int]) -> None:
-    queue: FairQueue[int] = FairQueue(quantum=5000, patience=3)
+    queue: FairQueue[int] = FairQueue(quantum=5000, shares={"normal": 60, "low": 30})
     inside = {}
     for number, step in enumerate(steps):
         if isinstance(step, tuple):
