@@ -16,14 +16,15 @@ from kimi_serve.gateway.dialects import Dialect
 from kimi_serve.gateway.forward import Exchange, Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
-from kimi_serve.gateway.streaming import ClientGoneError, SseResponse, while_connected
+from kimi_serve.gateway.journey import Journey
+from kimi_serve.gateway.streaming import SseResponse, while_connected
 from kimi_serve.gateway.tenants.keys import Scope as KeyScope
 from kimi_serve.gateway.upstream import Response as Upstream
 from kimi_serve.protocol.errors import ApiError
 from kimi_serve.protocol.sse import KEEP_ALIVE
 
-CLIENT_LEFT = 499  # nginx's number; nobody is there to read it but the access log
 _JSON = "application/json"
+_COME_BACK = (429, 503)
 
 Prepare = Callable[[Gateway, Caller, bytes, Reservation, Request], Awaitable[Work]]
 
@@ -32,7 +33,7 @@ async def caller_of(request: Request, scope: KeyScope) -> Caller:
     gateway: Gateway = request.state.gateway
     caller = await gateway.identity.caller(request.headers.get("authorization"), request.headers.get("x-api-key"))
     caller.require(scope)
-    request.state.tenant = caller.tenant
+    request.state.journey.tenant = caller.tenant
     return caller
 
 
@@ -41,12 +42,14 @@ async def answer(request: Request, scope: KeyScope, prepare: Prepare) -> Respons
     async with AsyncExitStack() as stack:
         caller = await caller_of(request, scope)
         reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
-        try:
+        journey: Journey = request.state.journey
+
+        async def answered() -> Response:
             raw = await body.read(request, reservation, gateway.settings.body)
-            return await while_connected(request.receive, _answer(request, caller, raw, reservation, prepare, stack))
-        except ClientGoneError:
-            gateway.metrics.left.inc()
-            return Response(status_code=CLIENT_LEFT)
+            work = _answer(request, caller, raw, reservation, prepare, stack)
+            return await while_connected(request.receive, work, journey.leave)
+
+        return await gateway.leaving.bounded(answered())
 
 
 async def _answer(
@@ -54,10 +57,11 @@ async def _answer(
 ) -> Response:
     gateway: Gateway = request.state.gateway
     work = await prepare(gateway, caller, raw, reservation, request)
-    exchange = Exchange(gateway, caller, work, stack)
+    journey: Journey = request.state.journey
+    exchange = Exchange(gateway, caller, work, stack, journey)
     if not work.stream:
         return await _whole(exchange, await exchange.open())
-    opening = asyncio.create_task(exchange.open())
+    opening = asyncio.create_task(gateway.leaving.bounded(exchange.open()))
     try:
         await asyncio.wait({opening}, timeout=gateway.settings.stream.keep_alive_s)
         if opening.done() and (response := opening.result()).status != 200:
@@ -65,15 +69,17 @@ async def _answer(
     except BaseException:
         await _cancel(opening)
         raise
-    headers = exchange.ratelimit | {"x-kimi-serve-prompt-tokens": str(work.cost.tokens)}
-    return _Stream(_parts(exchange, opening), opening, stack.pop_all(), headers, work.dialect)
+    headers = journey.ratelimit | {"x-kimi-serve-prompt-tokens": str(work.cost.tokens)}
+    return _Stream(_parts(exchange, opening), opening, stack.pop_all(), headers, work.dialect, journey.leave)
 
 
 async def _whole(exchange: Exchange, response: Upstream) -> Response:
     data = exchange.renamed(await exchange.read(response))
     if response.status != 200:
         data = exchange.work.dialect.refusal(data, response.status)
-    headers = exchange.ratelimit | {"x-kimi-serve-prompt-tokens": str(exchange.work.cost.tokens)}
+    headers = exchange.journey.ratelimit | {"x-kimi-serve-prompt-tokens": str(exchange.work.cost.tokens)}
+    if response.status in _COME_BACK:  # vLLM's own refusals do not say when
+        headers |= {"retry-after": "1", "x-kimi-serve-reason": "engine_busy"}
     if "retry-after" in response.headers:
         headers["retry-after"] = response.headers["retry-after"]
     return Response(data, response.status, headers, media_type=response.headers.get("content-type", _JSON))
@@ -88,11 +94,12 @@ async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGe
     try:
         response = opening.result()
     except ApiError as error:
-        exchange.gateway.metrics.broken_streams.labels(error.code).inc()
+        exchange.broke_off(error.code)
         yield dialect.failure(error, 0)
         return
     if response.status != 200:
         await exchange.read(response)
+        exchange.broke_off("upstream_error")
         message = f"the engine refused the request with status {response.status}"
         yield dialect.failure(ApiError("upstream_error", message), 0)
         return
@@ -111,8 +118,9 @@ class _Stream(SseResponse):
         held: AsyncExitStack,
         headers: dict[str, str],
         dialect: Dialect,
+        on_left: Callable[[], None],
     ) -> None:
-        super().__init__(parts, headers=headers, dialect=dialect)
+        super().__init__(parts, headers=headers, dialect=dialect, on_left=on_left)
         self._opening, self._held = opening, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

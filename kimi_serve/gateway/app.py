@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,18 +9,18 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from kimi_serve import __version__
-from kimi_serve.gateway import dialects
+from kimi_serve.gateway import refusals
 from kimi_serve.gateway.gateway import Gateway, running
 from kimi_serve.gateway.middleware.access_log import AccessLog
 from kimi_serve.gateway.middleware.request_id import RequestId
+from kimi_serve.gateway.parting import Parting, is_unread
 from kimi_serve.gateway.routes import generate, local
 from kimi_serve.gateway.settings import Settings
+from kimi_serve.gateway.streaming import ClientGoneError
 from kimi_serve.protocol.errors import ApiError
-
-logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda gateway: None) -> FastAPI:
@@ -38,7 +37,7 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
     app.include_router(local.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unrouted)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(ClientGoneError, _gone)
     app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     return app
@@ -46,21 +45,25 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    request.state.gateway.metrics.refusals.labels(error.code).inc()
-    return JSONResponse(dialects.of_path(request.url.path).envelope(error), error.status, error.headers())
+    return _last(request, refusals.refused(request, error))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    message = f"{request.method} {request.url.path[:100]}: there is no such route; /docs lists those there are"
-    refused = await _refused(request, ApiError(code, message))
+    # Not request.url: that is put together with the header Host, which can be anything.
+    message = f"{request.method} {request.scope['path'][:100]}: there is no such route; /docs lists those there are"
+    response = refusals.refused(request, ApiError(code, message))
     if error.headers:
-        refused.headers.update(error.headers)
-    return refused
+        response.headers.update(error.headers)
+    return _last(request, response)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    logger.error("a fault of the gateway", exc_info=error)
-    message = "a fault of the gateway; its log has this request's x-request-id"
-    return await _refused(request, ApiError("internal_error", message))
+def _last(request: Request, response: Response) -> Response:
+    """Of its connection, where nobody has read the body."""
+    return Parting(response) if is_unread(request.scope) else response
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ClientGoneError)
+    return refusals.gone(request)

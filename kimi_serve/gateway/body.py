@@ -7,6 +7,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from kimi_serve.gateway.admission.ledger import Reservation
+from kimi_serve.gateway.journey import Journey
 from kimi_serve.gateway.settings import Body
 from kimi_serve.gateway.streaming import ClientGoneError
 from kimi_serve.protocol.errors import ApiError
@@ -17,6 +18,14 @@ async def read(request: Request, reservation: Reservation, limits: Body) -> byte
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.max_bytes:
         raise _too_large(limits)
+    journey: Journey = request.state.journey
+    with journey.enter("body"):
+        raw = await _read(request, reservation, limits)
+    request.state.body_is_read = True
+    return raw
+
+
+async def _read(request: Request, reservation: Reservation, limits: Body) -> bytes:
     parts: list[bytes] = []
     try:
         async with asyncio.timeout(limits.timeout_s):

@@ -9,25 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
 from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.dialects import CHAT, Dialect
+from kimi_serve.gateway.elision import Elision
 from kimi_serve.gateway.gateway import Gateway, engine_headers, timeouts
 from kimi_serve.gateway.identity import Caller
+from kimi_serve.gateway.journey import Journey, Stage
+from kimi_serve.gateway.leaving import draining
+from kimi_serve.gateway.parcel import Parcel
 from kimi_serve.gateway.prompt_cost import PromptCost
 from kimi_serve.gateway.replicas.choose import RequestView
 from kimi_serve.gateway.replicas.prompt import Prompt
 from kimi_serve.gateway.replicas.replica import Call, Replica
 from kimi_serve.gateway.streaming import Observation, relay
-from kimi_serve.gateway.tenants import charge as charging
-from kimi_serve.gateway.tenants.charge import Charge
+from kimi_serve.gateway.tenants.charge import Charge, LimitReachedError
+from kimi_serve.gateway.tenants.headers import Standings
+from kimi_serve.gateway.tracing import Value
 from kimi_serve.gateway.upstream import Response, Timeouts, UpstreamError
 from kimi_serve.protocol.errors import ApiError
 
-_PASSED_ON = ("traceparent", "tracestate", "x-request-id")
+_TRACE = ("traceparent", "tracestate")
 _ANOTHER_MAY_DO = (502, 503, 504)
 
 
@@ -36,7 +42,7 @@ class Work:
     """What a route made of a request."""
 
     path: str
-    body: bytes
+    body: Parcel
     model: str
     cost: PromptCost
     output_tokens: int  # at most, over all choices
@@ -49,7 +55,7 @@ class Work:
     @property
     def estimate(self) -> Cost:
         cost = self.cost
-        return Cost(cost.text_tokens, sum(cost.image_tokens), self.output_tokens, cost.pixels, len(self.body))
+        return Cost(cost.text_tokens, sum(cost.image_tokens), self.output_tokens, cost.pixels, self.body.size)
 
 
 class Usage(msgspec.Struct):
@@ -67,48 +73,58 @@ class Exchange:
     caller: Caller
     work: Work
     stack: AsyncExitStack
-    ratelimit: dict[str, str] = field(default_factory=dict)
+    journey: Journey
     _charge: Charge | None = None
     _call: Call | None = None
+    _stage: Stage | None = None  # of that call
 
     async def open(self) -> Response:
         """The engine's answer, from its first byte. Waits for a slot; where one engine fails, another is tried."""
         work, gateway = self.work, self.gateway
         cost = work.estimate
         await self._pay(cost)
-        slot = await self.stack.enter_async_context(
-            gateway.admission.slot(
-                self.caller.tenant,
-                cost,
-                self.caller.priority,
-                gateway.settings.admission.deadline_s,
-                arrived=work.arrived,
-            )
-        )
+        deadline_s = gateway.settings.admission.deadline_s
+        turn = gateway.admission.slot(self.caller.tenant, cost, self.caller.priority, deadline_s, arrived=work.arrived)
+        with self.journey.enter("queue"):
+            slot = await self.stack.enter_async_context(turn)
         gateway.metrics.queue_seconds.observe(slot.waited_s)
         gateway.retries.count_request()
         return await self._send(cost)
 
     async def _pay(self, estimate: Cost) -> None:
         cost = self.work.cost
-        self._charge = await self.gateway.identity.charge(self.caller, estimate)
+        try:
+            self._charge = await self.gateway.identity.charge(self.caller, estimate)
+        except LimitReachedError as error:
+            self._tell(error.standings)
+            raise
         if self._charge is not None:
             self.stack.enter_context(self._charge)
-            self.ratelimit = charging.headers(self._charge.standings)
+            self._tell(self._charge.standings)
         m, tenant = self.gateway.metrics, self.gateway.metrics.tenant(self.caller.tenant)
         m.prompt_tokens.labels(tenant).inc(cost.tokens)
         m.image_tokens.labels(tenant).inc(estimate.image_tokens)
         m.images.labels(tenant).inc(len(cost.image_tokens))
+        m.reserved_tokens.labels(tenant).inc(self.work.output_tokens)
+        m.worked(self.caller.tenant, estimate.weight)
+        m.body_bytes.observe(self.work.body.size)
+        m.request_tokens.observe(cost.tokens)
+        m.request_images.observe(len(cost.image_tokens))
+
+    def _tell(self, standings: Standings) -> None:
+        self.journey.ratelimit = self.work.dialect.ratelimit(standings)
 
     async def _send(self, cost: Cost) -> Response:
         work, gateway = self.work, self.gateway
         total = work.cost.tokens + work.output_tokens
-        attempt, last, failed = self.stack, None, frozenset[str]()
+        attempt, last, failed, tries = self.stack, None, frozenset[str](), 0
         while True:
             request = RequestView(work.model, cost.weight, total, work.prompt.key, failed)
             replica = gateway.fleet.choose(work.prompt, request)
+            if replica is None and tries == 1 and _was_hung_up(last):
+                replica = gateway.fleet.choose(work.prompt, replace(request, excluded=frozenset()))
             if last is not None:
-                if replica is None or not gateway.retries.try_spend():
+                if replica is None or not (_was_refused(last) or gateway.retries.try_spend()):
                     return _outcome(last)
                 gateway.metrics.retries.inc()
                 await attempt.aclose()
@@ -119,30 +135,43 @@ class Exchange:
             if not (last.status in _ANOTHER_MAY_DO if isinstance(last, Response) else last.may_retry):
                 return _outcome(last)
             failed |= {replica.url}
+            tries += 1
 
     async def _try(self, replica: Replica, request: RequestView, attempt: AsyncExitStack) -> Response | UpstreamError:
         call = attempt.enter_context(replica.serving(self.work.prompt, request))
+        self.gateway.metrics.expected_cached.inc(call.prefix_tokens)
+        self._stage = stage = attempt.enter_context(self.journey.call(self.work.path, replica.url))
+        elision = Elision(self.gateway.settings.elision.enabled, self.gateway.metrics)
+        send = partial(self._post, replica.url, self._headers(stage), attempt)
         try:
-            response = await attempt.enter_async_context(
-                self.gateway.upstream.open(
-                    replica.url, self.work.path, self.work.body, self._headers(), timeouts=self._timeouts()
-                )
-            )
+            response = await elision.deliver(self.work.body, replica.holdings, send)
+            if response.status == 200:
+                await response.begin()  # until then nothing has gone to the client, and another engine may do
         except UpstreamError as error:
             call.failed()
+            stage.error = error.code
             return error
+        if response.status >= 400:
+            stage.error = str(response.status)
         if response.status >= 500:
             call.failed()
         self._call = call
         return response
+
+    async def _post(self, url: str, headers: Mapping[str, str], attempt: AsyncExitStack, body: bytes) -> Response:
+        opening = self.gateway.upstream.open(url, self.work.path, body, headers, timeouts=self._timeouts())
+        return await attempt.enter_async_context(opening)
 
     def _timeouts(self) -> Timeouts:
         """An engine is silent until its whole answer is done, where it does not stream."""
         limits = timeouts(self.gateway.settings)
         return limits if self.work.stream else replace(limits, first_byte_s=limits.total_s)
 
-    def _headers(self) -> dict[str, str]:
-        passed = {name: self.work.headers[name] for name in _PASSED_ON if name in self.work.headers}
+    def _headers(self, stage: Stage) -> dict[str, str]:
+        """The client's own trace goes on; where we have spans of our own, the engine's begin in ours."""
+        traced = stage.span.headers()
+        names = ("x-request-id",) if traced else ("x-request-id", *_TRACE)
+        passed = {name: self.work.headers[name] for name in names if name in self.work.headers} | dict(traced)
         accept = "text/event-stream" if self.work.stream else "application/json"
         return {"content-type": "application/json", "accept": accept, **passed, **engine_headers(self.gateway.settings)}
 
@@ -151,12 +180,14 @@ class Exchange:
         assert self._call is not None
         try:
             data = await response.read()
-        except UpstreamError:
+        except UpstreamError as error:
             self._call.failed()
+            self._stage_failed(error.code)
             raise
         if response.status < 500:
             self._call.succeeded()
         if response.status == 200:
+            self._call.prompt_was_read()
             try:
                 told = msgspec.json.decode(data, type=Answered).usage
             except (msgspec.DecodeError, msgspec.ValidationError):
@@ -175,9 +206,10 @@ class Exchange:
             observe=self._observe,
             dialect=self.work.dialect,
         )
-        async with aclosing(stream):
-            async for part in stream:
-                yield part
+        with self.gateway.leaving.telling(lambda: response.end(draining())):
+            async with aclosing(stream):
+                async for part in stream:
+                    yield part
 
     async def _renamed(self, response: Response) -> AsyncGenerator[bytes, None]:
         async for chunk in response.chunks:
@@ -195,14 +227,24 @@ class Exchange:
             self._call.succeeded()
         elif seen.outcome == "failed":
             self._call.failed()
-            m.broken_streams.labels(seen.error or "upstream_error").inc()
-        else:
-            m.left.inc()
+            self.broke_off(seen.error or "upstream_error")
         if seen.first_at is not None:
-            m.ttft_seconds.observe(seen.first_at - self.work.arrived)
-        if seen.mean_gap_s is not None:
-            m.gap_seconds.observe(seen.mean_gap_s)
+            self._call.prompt_was_read()
+            self.journey.ttft_s = seen.first_at - self.journey.arrived
+            m.ttft_seconds.observe(self.journey.ttft_s)
+        if seen.first_at is not None and seen.last_at is not None:
+            m.gap_seconds.add(seen.gaps, seen.last_at - seen.first_at)
         self._settle(self._usage(seen.usage) or Usage(self.work.cost.tokens, seen.content_frames))
+
+    def broke_off(self, code: str) -> None:
+        """A stream ends with an error event."""
+        self.gateway.metrics.broken_streams.labels(code).inc()
+        self.journey.reason = code
+        self._stage_failed(code)
+
+    def _stage_failed(self, code: str) -> None:
+        if self._stage is not None:
+            self._stage.error = code
 
     def _usage(self, told: Mapping[str, object] | None) -> Usage | None:
         if told is None:
@@ -219,10 +261,27 @@ class Exchange:
         m.completion_tokens.labels(m.tenant(self.caller.tenant)).inc(usage.completion_tokens)
         if usage.prompt_tokens != cost.tokens:
             m.miscounted.inc()
+            m.miscount.inc(abs(usage.prompt_tokens - cost.tokens))
+        self._tell_usage(usage)
         if self._charge is not None:
             estimate = self.work.estimate
             text = usage.prompt_tokens - estimate.image_tokens
             self._charge.settle(replace(estimate, text_tokens=text, output_tokens=usage.completion_tokens))
+
+    def _tell_usage(self, usage: Usage) -> None:
+        journey, cost = self.journey, self.work.cost
+        journey.completion_tokens = usage.completion_tokens
+        if self._stage is None or not self._stage.span.is_recorded:
+            return
+        told: dict[str, Value] = {
+            "gen_ai.usage.input_tokens": usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.completion_tokens,
+            "gen_ai.usage.text.input_tokens": cost.text_tokens,
+            "gen_ai.usage.image.input_tokens": sum(cost.image_tokens),
+        }
+        if journey.ttft_s is not None:
+            told["gen_ai.response.time_to_first_chunk"] = journey.ttft_s
+        self._stage.span.note(told)
 
 
 def rename_thoughts(data: bytes, name: str) -> bytes:
@@ -230,6 +289,16 @@ def rename_thoughts(data: bytes, name: str) -> bytes:
     if name == "reasoning" or b'"reasoning":' not in data:
         return data
     return data.replace(b'"reasoning":', b'"reasoning_content":')
+
+
+def _was_refused(last: ApiError | Response) -> bool:
+    """Nobody took the connection: it cost no engine anything to be asked, and asking another doubles no load."""
+    return isinstance(last, UpstreamError) and last.stage == "connect" and last.code == "upstream_error"
+
+
+def _was_hung_up(last: ApiError | Response | None) -> bool:
+    """It may have been an idle connection that was just being closed: where no other engine is left, this one again."""
+    return isinstance(last, UpstreamError) and last.stage == "headers" and last.code == "upstream_error"
 
 
 def _outcome(last: ApiError | Response | None) -> Response:

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 import aiohttp
 
 from kimi_serve.errors import ConfigError
+from kimi_serve.gateway import tracing
 from kimi_serve.gateway.admission.ledger import BytesLedger
 from kimi_serve.gateway.admission.slots import Admission, Bounds, Capacity
 from kimi_serve.gateway.identity import Identity
+from kimi_serve.gateway.leaving import Leaving
 from kimi_serve.gateway.media.fetch import Fetcher, FetchRules
 from kimi_serve.gateway.metrics import Metrics
 from kimi_serve.gateway.prompt_cost import Meter
 from kimi_serve.gateway.replicas.discovery import Discovery, DnsNames, StaticList
 from kimi_serve.gateway.replicas.fleet import Fleet
 from kimi_serve.gateway.replicas.health import HealthTimes
+from kimi_serve.gateway.replicas.replica import ReplicaLimits
 from kimi_serve.gateway.replicas.retries import RetryBudget
 from kimi_serve.gateway.settings import Settings
+from kimi_serve.gateway.tracing import Tracer
 from kimi_serve.gateway.upstream import Timeouts, Upstream
 
 
@@ -35,6 +39,8 @@ class Gateway:
     upstream: Upstream
     fetcher: Fetcher
     retries: RetryBudget
+    leaving: Leaving
+    tracer: Tracer
 
     def measure(self) -> None:
         """Gauges follow what the parts say at the moment of a scrape."""
@@ -44,14 +50,12 @@ class Gateway:
             m.oldest.labels(priority).set(seen.oldest_s[priority])
         m.outstanding.set(seen.outstanding.requests)
         m.outstanding_cost.set(seen.outstanding.cost)
+        m.capacity.set(seen.capacity.requests)
+        m.capacity_cost.set(seen.capacity.cost)
+        m.draining.set(seen.is_draining)
         m.bytes_in_flight.set(self.ledger.total)
         m.ready_replicas.set(self.fleet.ready)
-        for gauge in (m.replica_ready, m.replica_outstanding, m.replica_ejections):
-            gauge.clear()
-        for replica in self.fleet.snapshot():
-            m.replica_ready.labels(replica.url).set(replica.is_ready)
-            m.replica_outstanding.labels(replica.url).set(replica.outstanding)
-            m.replica_ejections.labels(replica.url).set(replica.ejections)
+        m.measure(self.fleet.snapshot())
 
 
 @asynccontextmanager
@@ -69,6 +73,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         fleet = Fleet(
             discovery(settings),
             session,
+            limits=replica_limits(settings),
             times=HealthTimes(interval_s=settings.replicas.check_s),
             refresh_s=settings.replicas.refresh_s,
             on_change=lambda ready: admission.set_capacity(capacity(settings, ready)),
@@ -81,9 +86,11 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             ledger,
             admission,
             fleet,
-            await stack.enter_async_context(Upstream(timeouts(settings))),
+            await stack.enter_async_context(Upstream(timeouts(settings), unreachable_s=settings.upstream.unreachable_s)),
             await stack.enter_async_context(Fetcher(fetch_rules(settings))),
             RetryBudget(settings.replicas.retry_percent),
+            Leaving(),
+            await stack.enter_async_context(tracing.opened(settings.tracing)),
         )
         await stack.enter_async_context(fleet.running())
         yield gateway
@@ -104,6 +111,11 @@ def discovery(settings: Settings) -> Discovery:
     if not colon or not port.isdigit():
         raise ConfigError(f"replicas.dns: {replicas.dns!r} is not supported; expected host:port")
     return DnsNames(host, int(port))
+
+
+def replica_limits(settings: Settings) -> ReplicaLimits:
+    e = settings.elision
+    return ReplicaLimits(image_cache_bytes=int(e.engine_cache_gib * 2**30), image_cache_share=e.cache_share)
 
 
 def capacity(settings: Settings, ready: int) -> Capacity:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from blake3 import blake3
 
@@ -17,11 +19,19 @@ from kimi_serve.gateway.settings import Media
 from kimi_serve.protocol.chat import ImagePart
 from kimi_serve.protocol.errors import ApiError
 
+_HASH_BYTES: Final = 32
+_NAMES: Final = "kimi_serve 2026-11-22 names of pictures in engines' caches"
+_PLAIN_HEAD: Final = re.compile(r"data:image/[a-z0-9.+-]{1,64};base64")  # the form that engines read, and nothing more
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     size: tuple[int, int]  # width, height, upright
-    hash: bytes
+    hash: bytes  # of its content
+
+    def name(self, salt: str | None) -> bytes:
+        """What engines know it by: another for every tenant, so that nobody can meet or guess another's."""
+        return blake3((salt or "").encode() + self.hash, derive_key_context=_NAMES).digest(_HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +42,14 @@ class Eye:
     fetcher: Fetcher
     metrics: Metrics
 
-    async def look(self, images: Sequence[ImagePart], reservation: Reservation) -> tuple[list[Seen], bool]:
-        """What every image is, in order; and whether one had to be written into the body."""
+    async def look(self, images: Sequence[ImagePart], reservation: Reservation) -> list[Seen]:
+        """What every image is, in order. Afterwards each is a base64 data URL in its part."""
         if len(images) > self.rules.max_images:
             message = f"{len(images)} images are more than the {self.rules.max_images} that one prompt may hold"
             raise ApiError("too_many_images", message, param=images[self.rules.max_images].where)
         remote = [image for image in images if not data_urls.is_data_url(image.url)]
         fetched = await self._fetch(remote, reservation) if remote else {}
-        before = [image.url for image in images]
-        seen = [self._see(image, fetched.get(image.where)) for image in images]
-        return seen, any(image.url is not url for image, url in zip(images, before, strict=True))
+        return [self._see(image, fetched.get(image.where)) for image in images]
 
     async def _fetch(self, images: Sequence[ImagePart], reservation: Reservation) -> dict[str, bytes]:
         if not self.rules.allow_remote:
@@ -51,20 +59,21 @@ class Eye:
 
         async def one(image: ImagePart) -> None:
             try:
-                data = await self.fetcher.fetch(image.url)
+                with self.metrics.fetch_seconds.time():
+                    data = await self.fetcher.fetch(image.url)
             except ApiError as error:
+                self.metrics.fetch_failures.labels(error.code).inc()
                 raise _placed(error, image) from error
             reservation.reserve(len(data))
             self.metrics.fetched_bytes.inc(len(data))
             found[image.where] = data
 
-        with self.metrics.fetch_seconds.time():
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for image in images:
-                        tasks.create_task(one(image))
-            except ExceptionGroup as group:
-                raise next((e for e in group.exceptions if isinstance(e, ApiError)), group) from None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for image in images:
+                    tasks.create_task(one(image))
+        except ExceptionGroup as group:
+            raise next((e for e in group.exceptions if isinstance(e, ApiError)), group) from None
         return found
 
     def _see(self, image: ImagePart, fetched: bytes | None) -> Seen:
@@ -73,10 +82,12 @@ class Eye:
             header = read_header(data, max_pixels=self.rules.max_pixels)
         except ApiError as error:
             raise _placed(error, image) from error
-        if fetched is not None or not image.url.partition(",")[0].endswith(";base64"):
-            # The one form that the engine reads; it asks nobody for the picture.
+        self.metrics.formats.labels(header.format).inc()
+        self.metrics.pixels.inc(header.width * header.height)
+        if fetched is not None or not _PLAIN_HEAD.fullmatch(image.url[: image.url.index(",")]):
+            # It asks nobody for the picture then, and no parameter of the client's reaches it.
             image.holder[image.key] = data_urls.encode(data, MEDIA_TYPES[header.format])
-        return Seen((header.width, header.height), blake3(data).digest(16))
+        return Seen((header.width, header.height), blake3(data).digest(_HASH_BYTES))
 
 
 def _placed(error: ApiError, image: ImagePart) -> ApiError:

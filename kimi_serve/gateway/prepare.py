@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
+from kimi_serve.gateway import parcel, tracing
 from kimi_serve.gateway.admission.ledger import Reservation
 from kimi_serve.gateway.dialects import ANTHROPIC, CHAT, RESPONSES, Dialect
 from kimi_serve.gateway.forward import Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
+from kimi_serve.gateway.journey import Journey
+from kimi_serve.gateway.parcel import Parcel
 from kimi_serve.gateway.pictures import Eye, Seen
 from kimi_serve.gateway.prompt_cost import PromptCost, require_fit
 from kimi_serve.gateway.replicas.prompt import Picture, Prompt, Text, read_prompt
@@ -60,13 +64,18 @@ class _Given:
     changed: bool  # so that the raw bytes will not do
     headers: Mapping[str, str]
     arrived: float
+    journey: Journey
     messages: anthropic.Messages | None = None  # where its pictures are to be written back
 
 
 def _given(gateway: Gateway, raw: bytes, request: Request) -> _Given:
     arrived = time.monotonic()
     body = chat.parse_object(raw)
-    return _Given(raw, body, chat.apply_policy(body, gateway.settings.policy.owned_fields), request.headers, arrived)
+    changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    journey: Journey = request.state.journey
+    if journey.span.is_recorded:
+        journey.asked = tracing.of_request(body)
+    return _Given(raw, body, changed, request.headers, arrived, journey)
 
 
 async def _work(
@@ -74,27 +83,36 @@ async def _work(
 ) -> Work:
     """`asked` is the conversation as a chat; what goes on is the body that was given."""
     model, limit = model_of(gateway, caller, asked.model)
-    cost, seen, changed = await measure(gateway, asked, reservation)
+    given.journey.model, given.journey.stream = model, asked.stream
+    cost, seen = await measure(gateway, asked, reservation, given.journey)
     longest = require_fit(cost, asked.max_tokens, limit, route.fields)
-    if changed and given.messages is not None:
-        given.messages.inline()
-    changed |= given.changed
-    changed |= chat.strip_uuids(asked.images)
+    names = [one.name(caller.salt) for one in seen]
+    prompt = chat_prompt(caller, asked, cost, names)
+    changed = given.changed | chat.strip_uuids(given.body.get(route.fields[0]))
     if caller.salt is not None:
         given.body["cache_salt"] = caller.salt
         changed = True
     return Work(
         route.path,
-        chat.encode(given.body) if changed else given.raw,
+        _parcel(given, asked, names, changed=changed),
         model,
         cost,
         longest * asked.n,
-        chat_prompt(gateway, caller, asked, cost, seen),
+        prompt,
         given.headers,
         asked.stream,
         given.arrived,
         route.dialect,
     )
+
+
+def _parcel(given: _Given, asked: ChatRequest, names: Sequence[bytes], *, changed: bool) -> Parcel:
+    """The client's own bytes where nothing of them had to change."""
+    if not names:
+        return Parcel((chat.encode(given.body) if changed else given.raw,))
+    if given.messages is not None:
+        return parcel.wrap_messages(given.body, given.messages, names)
+    return parcel.wrap(given.body, asked.images, names)
 
 
 async def completion_work(
@@ -103,6 +121,7 @@ async def completion_work(
     given = _given(gateway, raw, request)
     body, changed = given.body, given.changed
     model, limit = model_of(gateway, caller, chat.field(body, "model", str))
+    given.journey.model, given.journey.stream = model, bool(chat.field(body, "stream", bool))
     if body.get("prompt") in (None, "", []):
         raise ApiError("invalid_value", "prompt: expected text or token ids", param="prompt")
     costs = gateway.meter.texts(body["prompt"])
@@ -111,19 +130,20 @@ async def completion_work(
     for one in costs:  # every prompt of a list has a context of its own
         require_fit(one, asked, limit)
     cost = PromptCost(sum(one.text_tokens for one in costs), (), 0)
+    given.journey.prompt_tokens = cost.tokens
     if caller.salt is not None:
         body["cache_salt"] = caller.salt
         changed = True
     opening = chat.encode({"prompt": body["prompt"]})
     return Work(
         "/v1/completions",
-        chat.encode(body) if changed else raw,
+        Parcel((chat.encode(body) if changed else raw,)),
         model,
         cost,
         asked * chat.choices(body, gateway.settings.policy.max_choices) * len(costs),
         read_prompt([Text(opening, cost.tokens)], (caller.salt or "").encode(), 1),
         given.headers,
-        bool(chat.field(body, "stream", bool)),
+        given.journey.stream,
         given.arrived,
     )
 
@@ -142,18 +162,21 @@ def model_of(gateway: Gateway, caller: Caller, asked: str | None) -> tuple[str, 
 
 
 async def measure(
-    gateway: Gateway, asked: ChatRequest, reservation: Reservation
-) -> tuple[PromptCost, Sequence[Seen], bool]:
-    """The exact cost, what every picture is, and whether remote ones were written into the body."""
+    gateway: Gateway, asked: ChatRequest, reservation: Reservation, journey: Journey
+) -> tuple[PromptCost, Sequence[Seen]]:
+    """The exact cost, and what every picture is."""
     eye = Eye(gateway.settings.media, gateway.fetcher, gateway.metrics)
-    seen, inlined = await eye.look(asked.images, reservation)
+    with journey.enter("media") if asked.images else nullcontext():
+        seen = await eye.look(asked.images, reservation)
     places = [image.where for image in asked.images]
-    return gateway.meter.chat(asked.body, [one.size for one in seen], places), seen, inlined
+    cost = gateway.meter.chat(asked.body, [one.size for one in seen], places)
+    journey.images, journey.image_tokens, journey.prompt_tokens = len(seen), sum(cost.image_tokens), cost.tokens
+    return cost, seen
 
 
-def chat_prompt(gateway: Gateway, caller: Caller, asked: ChatRequest, cost: PromptCost, seen: Sequence[Seen]) -> Prompt:
+def chat_prompt(caller: Caller, asked: ChatRequest, cost: PromptCost, names: Sequence[bytes]) -> Prompt:
     """The conversation as a chain of hashes; a message's text has its share of the text's tokens, by its length."""
-    pictures = iter(zip(seen, cost.image_tokens, strict=True))
+    pictures = iter(zip(names, cost.image_tokens, strict=True))
     are_images = {id(image.part) for image in asked.images}
     parts: list[bytes | Picture] = []
     opening = 0
@@ -162,8 +185,7 @@ def chat_prompt(gateway: Gateway, caller: Caller, asked: ChatRequest, cost: Prom
         content = message.get("content")
         for part in content if isinstance(content, list) else [content]:
             if id(part) in are_images:
-                one, tokens = next(pictures)
-                parts.append(Picture(one.hash, tokens))
+                parts.append(Picture(*next(pictures)))
             else:
                 parts.append(_text(part))
         if not opening and message.get("role") == "user":

@@ -2,26 +2,87 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Final
 
 import uvicorn
 
 from kimi_serve.errors import ConfigError
-from kimi_serve.gateway import logs
+from kimi_serve.gateway import liveness, logs
 from kimi_serve.gateway.app import create_app
+from kimi_serve.gateway.connection import Connection
 from kimi_serve.gateway.gateway import Gateway, discovery
 from kimi_serve.gateway.settings import Settings
+from kimi_serve.gateway.tracing import require_packages
+
+_LOOKS_EVERY_S: Final = 0.05
+_LAST_WORDS_S: Final = 2.0  # for error events to go out once the grace time is over
+_OTHER_FILES: Final = 512  # besides connections of clients, each of which has one to an engine
+
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Refuses new requests from the first signal on, while those under way have the grace time to end."""
+    """Leaves in order: first it says so, then it is deaf to what is new, then it ends what is left."""
 
     gateway: Gateway | None = None
+    settles = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second signal is meant: nothing is waited for. A person's Ctrl-C has no load balancer to wait for."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self.settles = sig == signal.SIGTERM
         if self.gateway is not None:
-            self.gateway.admission.drain(refuse_waiting=True)
-        super().handle_exit(sig, frame)
+            self.gateway.leaving.announce()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert self.gateway is not None
+        for server in self.servers:
+            for listener in server.sockets:
+                liveness.watch(listener, self.gateway.settings.listen.stall_s)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        gateway = self.gateway
+        assert gateway is not None
+        listen = gateway.settings.listen
+        logger.info("leaving", extra={"connections": len(self.server_state.connections)})
+        # In the list that connections hold already: no answer from now on invites to a next request.
+        self.server_state.default_headers.append((b"connection", b"close"))
+        await self._wait(listen.settle_s if self.settles else 0.0, lambda: False)
+        for server in self.servers:
+            server.close()
+        gateway.admission.drain(refuse_waiting=False)
+        self._let_go()
+        await self._wait(listen.grace_s, self._is_alone)
+        ended = gateway.leaving.end_all()
+        await self._wait(_LAST_WORDS_S, self._is_alone)
+        logger.info("left", extra={"ended": ended, "cut": len(self.server_state.connections)})
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await super().shutdown(sockets)
+
+    def _let_go(self) -> None:
+        """Of idle connections now, of the others with the end of their answer."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+
+    def _is_alone(self) -> bool:
+        return not self.server_state.connections and not self.server_state.tasks
+
+    async def _wait(self, seconds: float, is_over: Callable[[], bool]) -> None:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and not is_over() and not self.force_exit:
+            await asyncio.sleep(min(_LOOKS_EVERY_S, max(0.0, ends - time.monotonic())))
 
 
 def run(settings: Settings) -> int:
@@ -29,7 +90,9 @@ def run(settings: Settings) -> int:
     if settings.checkpoint is None or not (settings.checkpoint / "tiktoken.model").is_file():
         raise ConfigError(f"checkpoint: {settings.checkpoint} holds no tiktoken.model; expected a Kimi-VL folder")
     discovery(settings)
+    require_packages(settings.tracing)
     logs.to_stderr()
+    _raise_open_files(settings.listen.connections)
 
     def opened(gateway: Gateway) -> None:
         server.gateway = gateway
@@ -41,12 +104,26 @@ def run(settings: Settings) -> int:
             port=settings.listen.port,
             log_config=None,
             access_log=False,
-            http="httptools",
+            http=partial(Connection, settings.listen),  # type: ignore[arg-type]  # it is called and nothing else
+            ws="none",
             loop="uvloop",
             lifespan="on",
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.listen.grace_s)),
+            timeout_keep_alive=settings.listen.keep_alive_s,  # type: ignore[arg-type]  # of a timer: fractions are fine
+            timeout_graceful_shutdown=1,  # by then all connections are closed
         )
     )
     server.run()
     return 0 if server.started else 1
+
+
+def _raise_open_files(connections: int) -> None:
+    """Without a free file a connection to a sound engine fails, and the engine would be blamed."""
+    needed = 2 * connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < needed:
+            message = f"listen.connections: {connections} need {needed} open files, and {allowed} are allowed"
+            logger.warning("%s; raise the limit, or lower the setting", message)

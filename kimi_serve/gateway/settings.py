@@ -34,7 +34,17 @@ class Section(BaseModel):
 class Listen(Section):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
-    grace_s: float = Field(default=30.0, ge=0, description="seconds that streams have to finish after SIGTERM")
+    settle_s: float = Field(
+        default=5.0, ge=0, description="seconds after SIGTERM in which /readyz is false and requests are still taken"
+    )
+    grace_s: float = Field(default=30.0, ge=0, description="seconds that requests under way have to finish after that")
+    connections: int = Field(default=16_384, gt=0, description="connections of clients at once")
+    header_s: float = Field(default=10.0, gt=0, description="seconds in which a request's header must have arrived")
+    header_bytes: int = Field(default=65_536, gt=0, description="largest header of a request, its URL included")
+    keep_alive_s: float = Field(default=75.0, gt=0, description="seconds that an idle connection is kept open")
+    stall_s: float = Field(
+        default=60.0, gt=0, description="seconds after which a client that takes no byte of its answer counts as gone"
+    )
 
 
 class Replicas(Section):
@@ -70,6 +80,16 @@ class Media(Section):
     timeout_s: float = Field(default=10.0, gt=0, description="seconds for one fetch, with its redirects")
 
 
+class Elision(Section):
+    enabled: bool = Field(default=True, description="whether images that an engine holds are sent to it by name alone")
+    engine_cache_gib: float = Field(
+        default=4.0, ge=0, description="an engine's --mm-processor-cache-gb, where it does not say so itself"
+    )
+    cache_share: float = Field(
+        default=0.5, gt=0, lt=1, description="share of that cache that is counted on; other gateways fill it too"
+    )
+
+
 class AdmissionSettings(Section):
     requests: int = Field(default=256, gt=0, description="requests at one engine at once")
     cost: int = Field(default=1_000_000, gt=0, description="tokens of work at one engine at once, images weighted")
@@ -89,6 +109,9 @@ class Upstream(Section):
     )
     between_frames_s: float = Field(default=60.0, gt=0, description="seconds between two parts of an answer")
     total_s: float = Field(default=3600.0, gt=0, description="seconds for a whole answer")
+    unreachable_s: float = Field(
+        default=30.0, ge=3, description="seconds without a sign of life after which an engine's machine counts as gone"
+    )
     api_key: SecretStr | None = Field(default=None, description="the key that the engines were started with")
 
 
@@ -141,6 +164,7 @@ class Settings(BaseSettings):
     replicas: Replicas = Replicas()
     body: Body = Body()
     media: Media = Media()
+    elision: Elision = Elision()
     admission: AdmissionSettings = AdmissionSettings()
     stream: Stream = Stream()
     upstream: Upstream = Upstream()

@@ -244,8 +244,13 @@ class ClientGoneError(KimiServeError):
     """The client closed its connection; there is nobody to answer."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[object, object, T]) -> T:
-    """Awaits the work. When the client leaves it cancels it and raises ClientGoneError. For after the body is read."""
+async def while_connected(
+    receive: Receive, work: Coroutine[object, object, T], on_left: Callable[[], None] = lambda: None
+) -> T:
+    """Awaits the work. When the client leaves it cancels it and raises ClientGoneError. For after the body is read.
+
+    `on_left` is called the moment it is seen, before anything is given back.
+    """
     task = asyncio.current_task()
     assert task is not None
     has_left = False
@@ -255,6 +260,7 @@ async def while_connected(receive: Receive, work: Coroutine[object, object, T]) 
         while (await receive())["type"] != "http.disconnect":
             pass
         has_left = True
+        on_left()
         task.cancel()
 
     watcher = asyncio.create_task(watch())
@@ -283,8 +289,9 @@ class SseResponse(Response):
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         dialect: Dialect = CHAT,
+        on_left: Callable[[], None] = lambda: None,
     ) -> None:
-        self.parts, self.dialect = parts, dialect
+        self.parts, self.dialect, self.on_left = parts, dialect, on_left
         self.status_code = status_code
         self.background = None
         # Proxies such as nginx collect a response before they pass it on, unless told not to.
@@ -292,7 +299,7 @@ class SseResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientGoneError):
-            await while_connected(receive, self._send_all(send))
+            await while_connected(receive, self._send_all(send), self.on_left)
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self.parts) as parts:

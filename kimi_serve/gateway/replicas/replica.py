@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from kimi_serve.gateway.replicas.breaker import Breaker, BreakerLimits, State
 from kimi_serve.gateway.replicas.choose import ReplicaView, RequestView, remaining
@@ -15,15 +16,22 @@ from kimi_serve.gateway.replicas.prompt import Prompt
 logger = logging.getLogger(__name__)
 
 
+BYTES_A_TOKEN: Final = 2352  # of a processed image: 2 x 2 patches of 14 x 14 pixels, 3 bytes each
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaLimits:
     prefix_tokens: int = 500_000  # about what the engine's KV cache holds
-    image_tokens: int = (
-        1_000_000  # about what its cache of processed images holds: 4 GiB at 2,352 bytes a token is 1.8 M
-    )
+    image_cache_bytes: int = 4 << 30  # its cache of processed images, where it does not say itself
+    image_cache_share: float = 0.5  # of that cache, counted on: other gateways fill it too
     slow_start_s: float = 30.0
     least_warmth: float = 0.1
     breaker: BreakerLimits = field(default_factory=BreakerLimits)
+
+    def image_tokens(self, cache_bytes: int | None) -> int:
+        """Tokens of images that an engine with such a cache is believed to hold."""
+        told = self.image_cache_bytes if cache_bytes is None else cache_bytes
+        return int(told * self.image_cache_share) // BYTES_A_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class ReplicaSnapshot:
     outstanding: int
     warmth: float
     models: Mapping[str, int]
+    calls: Mapping[str, int]  # by outcome, since the gateway knows it
 
 
 class Replica:
@@ -47,12 +56,14 @@ class Replica:
         self._limits, self._clock = limits or ReplicaLimits(), clock
         self._breaker = Breaker(self._limits.breaker, clock)
         self._ready_at = clock()
-        self.holdings = Holdings(self._limits.prefix_tokens, self._limits.image_tokens)
+        self.holdings = Holdings(self._limits.prefix_tokens, self._limits.image_tokens(None))
+        self._instance: str | None = None
         self.requests = 0
         self.outstanding = 0  # tokens of work
         self.is_ready = False
         self.problem: str | None = "not checked yet"
         self.models: Mapping[str, int] = {}
+        self.calls = {"answered": 0, "failed": 0, "abandoned": 0}
         self._bad_checks = 0
 
     def view(self, prompt: Prompt) -> ReplicaView:
@@ -76,8 +87,9 @@ class Replica:
     @contextmanager
     def serving(self, prompt: Prompt, request: RequestView) -> Iterator["Call"]:
         """While a request is with the engine. A call that ends with no outcome told was abandoned: no one's fault."""
-        work = remaining(self.view(prompt), request)
-        call = Call(self, prompt, self._breaker.begin())
+        view = self.view(prompt)
+        work = remaining(view, request)
+        call = Call(self, prompt, self._breaker.begin(), view.prefix_tokens)
         # Before the answer: what arrives in the meantime with the same beginning should come here too.
         self.holdings.remember_prefix(prompt)
         self.requests += 1
@@ -92,9 +104,12 @@ class Replica:
     def note(self, finding: Finding, unready_after: int = 1) -> None:
         """What an active check found."""
         if finding.problem is None:
-            if not self.is_ready:
-                # It may have been restarted meanwhile, with empty caches.
+            if not self.is_ready or finding.instance != self._instance:
+                # It was restarted, or may have been, with empty caches.
                 self.holdings.clear()
+                self.holdings.resize_images(self._limits.image_tokens(finding.image_cache_bytes))
+            self._instance = finding.instance
+            if not self.is_ready:
                 self._ready_at = self._clock()
                 logger.info("replica ready", extra={"replica": self.url, "models": sorted(finding.models)})
             self.is_ready, self.problem, self.models, self._bad_checks = True, None, finding.models, 0
@@ -116,34 +131,43 @@ class Replica:
             outstanding=self.outstanding,
             warmth=self.warmth,
             models=self.models,
+            calls=dict(self.calls),
         )
 
 
 class Call:
     """One attempt on one replica. The first outcome told counts."""
 
-    def __init__(self, replica: Replica, prompt: Prompt, ticket: int) -> None:
+    def __init__(self, replica: Replica, prompt: Prompt, ticket: int, prefix_tokens: int) -> None:
         self._replica, self._prompt, self._ticket = replica, prompt, ticket
+        self.prefix_tokens = prefix_tokens  # of the prompt, that the engine has seen before
         self._is_over = False
 
     def succeeded(self) -> None:
         """The engine answered; errors that the client caused are answers."""
-        if self._end():
+        if self._end("answered"):
             self._replica._breaker.succeeded(self._ticket)
-            self._replica.holdings.remember_images(self._prompt)
+
+    def prompt_was_read(self) -> None:
+        """Tokens came of it: by now its images are in the engine's caches. An error may come before they are."""
+        self._replica.holdings.remember_images(self._prompt)
 
     def failed(self) -> None:
         """No connection, a 5xx, a time-out, or a stream that broke off."""
-        if self._end():
+        if self._end("failed"):
             before = self._replica._breaker.ejections
             self._replica._breaker.failed(self._ticket)
+            self._replica.holdings.forget_images(picture.hash for picture, _ in self._prompt.pictures)
             if self._replica._breaker.state == "open" and self._replica._breaker.ejections != before:
+                self._replica.holdings.clear()
                 logger.warning("replica ejected", extra={"replica": self._replica.url})
 
     def abandoned(self) -> None:
-        if self._end():
+        if self._end("abandoned"):
             self._replica._breaker.abandoned(self._ticket)
 
-    def _end(self) -> bool:
+    def _end(self, outcome: str) -> bool:
         was_over, self._is_over = self._is_over, True
+        if not was_over:
+            self._replica.calls[outcome] += 1
         return not was_over

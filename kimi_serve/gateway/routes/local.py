@@ -44,10 +44,10 @@ async def tokenize(request: Request) -> JSONResponse:
         caller = await caller_of(request, "tokenize")
         reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
         asked = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
-        _, limit = model_of(gateway, caller, chat.field(asked, "model", str))
+        request.state.journey.model, limit = model_of(gateway, caller, chat.field(asked, "model", str))
         if "messages" in asked:
             parsed = chat.parse_chat(asked, most_choices=gateway.settings.policy.max_choices)
-            cost, _, _ = await measure(gateway, parsed, reservation)
+            cost, _ = await measure(gateway, parsed, reservation, request.state.journey)
             counts = list(cost.image_tokens)
             pad = gateway.meter.tokenizer.special_id("<|media_pad|>")
             left = iter(counts)
@@ -83,8 +83,8 @@ async def _count(request: Request, parse: Callable[[Json], ChatRequest]) -> int:
         given = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         chat.apply_policy(given, gateway.settings.policy.owned_fields)
         asked = parse(given)
-        model_of(gateway, caller, asked.model)
-        cost, _, _ = await measure(gateway, asked, reservation)
+        request.state.journey.model, _ = model_of(gateway, caller, asked.model)
+        cost, _ = await measure(gateway, asked, reservation, request.state.journey)
         return cost.tokens
 
 
@@ -98,7 +98,7 @@ async def livez() -> JSONResponse:
 async def readyz(request: Request) -> JSONResponse:
     """200 while new requests are taken and an engine is ready for them."""
     gateway: Gateway = request.state.gateway
-    draining = gateway.admission.snapshot().is_draining
+    draining = gateway.leaving.is_announced or gateway.admission.snapshot().is_draining
     engines = {replica.url: replica.problem or "ready" for replica in gateway.fleet.snapshot()}
     ready = gateway.fleet.ready > 0 and not draining
     state = "draining" if draining else "ready" if ready else "no engine is ready"
