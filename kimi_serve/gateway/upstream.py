@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from kimi_serve.gateway import liveness
 from kimi_serve.protocol.errors import ApiError
 
 Stage = Literal["connect", "headers", "body"]
@@ -61,12 +63,31 @@ class Chunks:
         self._ends_at = began + timeouts.total_s
         self._is_reading = False
         self._has_begun = False
+        self._first: bytes | None = None
+        self._ending: ApiError | None = None
         self._timer = self._loop.call_at(min(self._silent_at, self._ends_at), self._look)
 
     def __aiter__(self) -> Self:
         return self
 
+    async def begin(self) -> None:
+        """Keeps the first chunk for who iterates; of an empty body, its end."""
+        assert not self._has_begun
+        try:
+            self._first = await anext(self)
+        except StopAsyncIteration:
+            self._first = b""
+
+    def end(self, error: ApiError) -> None:
+        self._ending = error
+        self._content.set_exception(error)
+
     async def __anext__(self) -> bytes:
+        if self._first is not None and self._ending is None:
+            first, self._first = self._first, None
+            if not first:
+                raise StopAsyncIteration
+            return first
         if self._has_begun:  # the time that a slow client takes is not the engine's silence
             self._silent_at = self._loop.time() + self._timeouts.between_frames_s
         self._is_reading = True
@@ -74,6 +95,9 @@ class Chunks:
             chunk = await self._content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise self._failure(error) from error
+        except ApiError:
+            self.close()
+            raise
         finally:
             self._is_reading = False
         if not chunk:
@@ -121,7 +145,17 @@ class Chunks:
 class Response:
     status: int
     headers: CIMultiDictProxy[str]
-    chunks: Chunks
+    chunks: AsyncIterator[bytes]  # of Chunks, unless they were read before
+
+    async def begin(self) -> None:
+        """Returns with the first bytes of the body, which stay to be read. Raises UpstreamError."""
+        if isinstance(self.chunks, Chunks):
+            await self.chunks.begin()
+
+    def end(self, error: ApiError) -> None:
+        """Whoever reads the body gets this error instead of what is still to come."""
+        if isinstance(self.chunks, Chunks):
+            self.chunks.end(error)
 
     async def read(self) -> bytes:
         """All of the body, for answers that do not stream."""
@@ -132,12 +166,27 @@ class Upstream:
     """The connections of one process to all its engines."""
 
     def __init__(
-        self, timeouts: Timeouts | None = None, *, connections: int = 0, connections_per_engine: int = 0
+        self,
+        timeouts: Timeouts | None = None,
+        *,
+        connections: int = 0,
+        connections_per_engine: int = 0,
+        unreachable_s: float = 30.0,
     ) -> None:
         """Must be made inside the event loop. 0 connections: as many as admission lets through."""
+
+        def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+            family, kind, protocol, _, _ = info
+            opened = socket.socket(family, kind, protocol)
+            liveness.watch(opened, unreachable_s)
+            return opened
+
         self._timeouts = Timeouts() if timeouts is None else timeouts
         connector = aiohttp.TCPConnector(
-            limit=connections, limit_per_host=connections_per_engine, keepalive_timeout=_KEEP_ALIVE_S
+            limit=connections,
+            limit_per_host=connections_per_engine,
+            keepalive_timeout=_KEEP_ALIVE_S,
+            socket_factory=open_socket,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,

@@ -80,7 +80,7 @@ def run(plan: defaults.Plan, options: Options) -> int:
 
 def _front(model: str, options: Options) -> Family:
     argv = gateway.command(options.host, options.port, options.engine_url, gateway.checkpoint(model))
-    return Family(argv, {**os.environ, **gateway.environment(options.api_key)}, options.gateway_log)
+    return Family(argv, {**gateway.DEFAULTS, **os.environ, **gateway.environment(options.api_key)}, options.gateway_log)
 
 
 def _await_gateway(families: Sequence[Family], options: Options, stopping: threading.Event) -> None:

@@ -32,6 +32,7 @@ CODES: Final[dict[str, Code]] = {
     "media_url_forbidden": Code(400, _INVALID, "The URL leads to an address or a domain that is not allowed."),
     "media_fetch_failed": Code(400, _INVALID, "The URL's server refused, failed, or redirected too often."),
     "media_fetch_timeout": Code(400, _INVALID, "The URL's server did not answer in time."),
+    "invalid_http": Code(400, _INVALID, "The bytes are not a request of HTTP/1.1."),
     "missing_key": Code(401, "authentication_error", "No API key was sent."),
     "invalid_key": Code(401, "authentication_error", "The API key is unknown, expired or revoked."),
     "model_not_allowed": Code(403, "permission_error", "The key may not use this model."),
@@ -39,14 +40,17 @@ CODES: Final[dict[str, Code]] = {
     "not_found": Code(404, _INVALID, "No such route."),
     "model_not_found": Code(404, _INVALID, "No replica serves this model."),
     "method_not_allowed": Code(405, _INVALID, "The route exists, but not for this method."),
+    "header_timeout": Code(408, _INVALID, "The request's header did not arrive in time."),
     "body_timeout": Code(408, _INVALID, "The body did not arrive in time."),
     "body_too_large": Code(413, _INVALID, "The body exceeds the limit on bytes."),
     "rate_limited": Code(429, _RATE, "A limit of this key is reached; Retry-After says when to come back."),
     "budget_exhausted": Code(429, _RATE, "This key's budget for the month is used up."),
     "tenant_queue_full": Code(429, _RATE, "This key has too many requests waiting."),
     "tenant_bytes_in_flight": Code(429, _RATE, "This key has too many bytes of bodies in flight."),
+    "header_too_large": Code(431, _INVALID, "The request's header exceeds the limit on bytes."),
     "internal_error": Code(500, _SERVER, "A fault of the gateway; its log has the request id."),
     "upstream_error": Code(502, _SERVER, "The engine failed while it answered."),
+    "too_many_connections": Code(503, _SERVER, "The gateway has as many connections as it takes."),
     "queue_full": Code(503, _SERVER, "Too many requests wait; Retry-After follows the measured drain rate."),
     "queue_timeout": Code(503, _SERVER, "The request waited longer than its deadline."),
     "bytes_in_flight": Code(503, _SERVER, "The bodies in flight fill the memory set aside for them."),
@@ -73,4 +77,12 @@ class ApiError(Exception):
         headers = {"x-kimi-serve-reason": self.code}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        elif self.status == 429:
+            headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients heed it: this would never fit
         return headers
+
+
+def short(value: object) -> str:
+    """A value as an error shows it."""
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:37] + "..."

@@ -1,0 +1,183 @@
+"""One client's connection: the limits that uvicorn does not have. Knows bytes and timers; no route, no body.
+
+uvicorn parses HTTP and runs the application. It waits without end for a header and for a client that does not read,
+keeps headers of any size, and forgets the request that runs when its client leaves with another one in the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from kimi_serve.gateway.metrics import Metrics
+from kimi_serve.gateway.settings import Listen
+from kimi_serve.protocol.errors import ApiError
+
+_LINGER_S: Final = 1.0  # for a client to read why; closed at once, a connection with bytes unread is reset
+_EACH_HEADER: Final = 32  # bytes that one costs besides its own
+_PIPELINED: Final = 4  # requests that are read while one runs; up to here a client that leaves is noticed
+
+
+class Connection(HttpToolsProtocol):
+    def __init__(
+        self,
+        limits: Listen,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._metrics: Metrics = app_state["gateway"].metrics
+        self._running: RequestResponseCycle | None = None
+        self._refusal: ApiError | None = None
+        self._is_in_header = True  # or before it
+        self._has_progressed = False  # in parsing the last bytes: a header or a piece of a body came to its end
+        self._unfinished = 0  # bytes since then
+        self._has_parted = False
+        self._unsent = 0
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._metrics.connections.inc()
+        if len(self.connections) > self._limits.connections:
+            message = f"{self._limits.connections} connections are open, the most that are taken; retry later"
+            self._refuse(ApiError("too_many_connections", message, retry_after=1.0))
+        else:
+            self._header_timer = self.loop.call_later(self._limits.header_s, self._header_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._metrics.connections.dec()
+        for timer in (self._header_timer, self._stall_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
+        self._disconnect()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._has_parted:
+            return
+        self._has_progressed = False
+        super().data_received(data)
+        self._unfinished = 0 if self._has_progressed else self._unfinished + len(data)
+        if self._unfinished > self._limits.header_bytes:
+            self._refuse(_too_large(self._limits))
+        elif self._is_in_header and self._header_timer is None and not self._is_answering():
+            self._header_timer = self.loop.call_later(self._limits.header_s, self._header_is_late)
+
+    def on_headers_complete(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+        self._is_in_header, self._has_progressed = False, True
+        self._require_header()
+        super().on_headers_complete()
+        if 0 < len(self.pipeline) <= _PIPELINED:
+            self.flow.resume_reading()  # a connection that is not read from cannot be seen to close
+
+    def on_body(self, body: bytes) -> None:
+        self._has_progressed = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_in_header = self._has_progressed = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_header:  # behind a chunked body come trailers, which nobody here reads
+            super().on_header(name, value)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser, or one of the callbacks above, cannot go on."""
+        unreadable = "the bytes are not HTTP/1.1; check the lines of the header, the body's length and its chunks"
+        self._refuse(self._refusal or ApiError("invalid_http", unreadable))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self._limits.stall_s, self._look_for_stall)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # the last answer was not read in all this time: it would be waited for without end
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _require_header(self) -> None:
+        """Raises into the parser, which then hears of no more."""
+        size = len(self.url) + sum(len(name) + len(value) + _EACH_HEADER for name, value in self.headers)
+        if size > self._limits.header_bytes:
+            self._refusal = _too_large(self._limits)
+        elif self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._refusal = ApiError("invalid_http", "Host: expected exactly one, as HTTP/1.1 wants it")
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _header_is_late(self) -> None:
+        self._header_timer = None
+        if not self._unfinished:
+            self.transport.close()  # nothing was asked
+            return
+        message = f"the header did not arrive within {self._limits.header_s:g} seconds"
+        self._refuse(ApiError("header_timeout", message))
+
+    def _look_for_stall(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < self._unsent:  # slow, but alive
+            self._unsent = left
+            self._stall_timer = self.loop.call_later(self._limits.stall_s, self._look_for_stall)
+        else:
+            self._metrics.stalled.inc()
+            self.transport.abort()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers without the application, and closes once the client had the time to read it."""
+        if self.transport.is_closing():
+            return
+        self._metrics.refusals.labels(error.code).inc()
+        if self._is_answering() and self._running is not None and self._running.response_started:
+            self.transport.abort()  # a second status line would pass for a part of the answer
+            return
+        self.transport.write(_response(error))
+        self._disconnect()
+        self._has_parted = True
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def _is_answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    def _disconnect(self) -> None:
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+
+def _too_large(limits: Listen) -> ApiError:
+    return ApiError("header_too_large", f"the header exceeds {limits.header_bytes} bytes; send less of it")
+
+
+def _response(error: ApiError) -> bytes:
+    body = json.dumps(error.envelope()).encode()
+    told = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    lines = [f"{name}: {value}\r\n".encode() for name, value in (told | error.headers()).items()]
+    return b"".join((STATUS_LINE[error.status], *lines, b"\r\n", body))
