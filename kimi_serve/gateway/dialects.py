@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from kimi_serve.gateway.tenants import headers
 from kimi_serve.protocol.errors import ApiError
 from kimi_serve.protocol.sse import DONE, data_of, event
 
@@ -22,6 +23,8 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+_OF_PROMPT: Final = ("prompt_tokens_details", "input_tokens_details")
+_OF_COMPLETION: Final = ("completion_tokens_details", "output_tokens_details")
 Json = dict[str, Any]
 
 
@@ -37,11 +40,23 @@ class Dialect:
     prompt_fields: tuple[str, ...]  # of the usage: together they are the prompt
     completion_field: str
     renames_thoughts: bool = False
+    ratelimit: Callable[[headers.Standings], dict[str, str]] = headers.openai
 
     def counted(self, usage: Mapping[str, object]) -> dict[str, object]:
-        """The usage by the names of chat. TypeError where a count is no number."""
+        """The usage by the names of chat, and what it says of caches and thoughts. TypeError where a count is none."""
         counts = [usage.get(name) or 0 for name in self.prompt_fields]
-        return {"prompt_tokens": sum(counts), "completion_tokens": usage.get(self.completion_field) or 0}  # type: ignore[arg-type]
+        cached = usage.get("cache_read_input_tokens") or _detail(usage, _OF_PROMPT, "cached_tokens")
+        return {
+            "prompt_tokens": sum(counts),  # type: ignore[arg-type]
+            "completion_tokens": usage.get(self.completion_field) or 0,
+            "cached_tokens": cached,
+            "reasoning_tokens": _detail(usage, _OF_COMPLETION, "reasoning_tokens"),
+        }
+
+
+def _detail(usage: Mapping[str, object], places: tuple[str, ...], name: str) -> object:
+    told = next((usage[place] for place in places if usage.get(place)), None)
+    return (told.get(name) or 0) if isinstance(told, dict) else 0
 
 
 def of_path(path: str) -> Dialect:
@@ -142,6 +157,7 @@ ANTHROPIC: Final = Dialect(
     _messages_refusal,
     ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
     "output_tokens",
+    ratelimit=headers.anthropic,
 )
 RESPONSES: Final = Dialect(
     _ends_response,

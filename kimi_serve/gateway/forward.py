@@ -61,6 +61,8 @@ class Work:
 class Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, where the engine says so
+    reasoning_tokens: int = 0
 
 
 class Answered(msgspec.Struct):
@@ -262,6 +264,7 @@ class Exchange:
         if usage.prompt_tokens != cost.tokens:
             m.miscounted.inc()
             m.miscount.inc(abs(usage.prompt_tokens - cost.tokens))
+        m.cached.inc(usage.cached_tokens)
         self._tell_usage(usage)
         if self._charge is not None:
             estimate = self.work.estimate
@@ -278,6 +281,8 @@ class Exchange:
             "gen_ai.usage.output_tokens": usage.completion_tokens,
             "gen_ai.usage.text.input_tokens": cost.text_tokens,
             "gen_ai.usage.image.input_tokens": sum(cost.image_tokens),
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
         }
         if journey.ttft_s is not None:
             told["gen_ai.response.time_to_first_chunk"] = journey.ttft_s

@@ -51,9 +51,10 @@ class OtlpSpan:
     def rename(self, name: str) -> None:
         self._span.update_name(name)
 
-    def end(self, error: str | None = None) -> None:
+    def end(self, error: str | None = None, *, is_fault: bool = True) -> None:
         if error is not None:
             self._span.set_attribute("error.type", error)
+        if error is not None and is_fault:
             self._span.set_status(trace.StatusCode.ERROR)
         self._span.end()
 

@@ -45,7 +45,9 @@ class Span(Protocol):
     def child(self, name: str, kind: Kind, attributes: Attributes) -> Span: ...
     def note(self, attributes: Attributes) -> None: ...
     def rename(self, name: str) -> None: ...
-    def end(self, error: str | None = None) -> None: ...
+
+    def end(self, error: str | None = None, *, is_fault: bool = True) -> None:
+        """`is_fault`: not where a server has rightly refused; the conventions count that as no failure of its span."""
 
     def headers(self) -> Mapping[str, str]:
         """For whoever is called within this span: they take the place of the client's own."""
@@ -68,7 +70,7 @@ class NoSpan:
     def rename(self, name: str) -> None:
         pass
 
-    def end(self, error: str | None = None) -> None:
+    def end(self, error: str | None = None, *, is_fault: bool = True) -> None:
         pass
 
     def headers(self) -> Mapping[str, str]:

@@ -80,5 +80,5 @@ def _end(journey: Journey, method: str, route: str, status: int) -> None:
         journey.span.rename(f"{method} {route}")
         told = {"http.route": route, "kimi_serve.request_id": request_id.current.get()}
         journey.span.note(journey.attributes() | told | {"http.response.status_code": status})
-    is_failure = status >= 500 or journey.reason is not None
-    journey.span.end((journey.reason or str(status)) if is_failure else None)
+    error = journey.reason or (str(status) if status >= 500 else None)
+    journey.span.end(error, is_fault=status >= 500 or status < 400)
