@@ -48,6 +48,7 @@ class Gateway:
         for priority, count in seen.waiting.items():
             m.waiting.labels(priority).set(count)
             m.oldest.labels(priority).set(seen.oldest_s[priority])
+        m.waiting_cost.set(seen.waiting_cost)
         m.outstanding.set(seen.outstanding.requests)
         m.outstanding_cost.set(seen.outstanding.cost)
         m.capacity.set(seen.capacity.requests)
@@ -86,7 +87,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             ledger,
             admission,
             fleet,
-            await stack.enter_async_context(Upstream(timeouts(settings), unreachable_s=settings.upstream.unreachable_s)),
+            await stack.enter_async_context(
+                Upstream(timeouts(settings), unreachable_s=settings.upstream.unreachable_s)
+            ),
             await stack.enter_async_context(Fetcher(fetch_rules(settings))),
             RetryBudget(settings.replicas.retry_percent),
             Leaving(),

@@ -85,6 +85,7 @@ class Metrics:
         self.request_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request", buckets=_TOKENS)
         self.request_images = histogram("request_images", "Images of a request", buckets=_IMAGES)
         self.waiting = gauge("waiting_requests", "Requests that wait for an engine", "priority")
+        self.waiting_cost = gauge("waiting_cost_tokens", "Work that waits for an engine, in tokens, images weighted")
         self.oldest = gauge("oldest_waiting_seconds", "Age of the oldest request that waits", "priority")
         self.outstanding = gauge("outstanding_requests", "Requests at engines")
         self.outstanding_cost = gauge("outstanding_cost_tokens", "Work at engines, in tokens, images weighted")

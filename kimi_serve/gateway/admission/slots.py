@@ -40,6 +40,7 @@ class Snapshot:
 
     capacity: Capacity
     waiting: Mapping[Priority, int]
+    waiting_cost: int
     oldest_s: Mapping[Priority, float]
     outstanding: Load
     outstanding_by_tenant: Mapping[str, Load]
@@ -104,6 +105,7 @@ class Admission:
         return Snapshot(
             capacity=self._capacity,
             waiting={priority: self._queue.waiting(priority) for priority in PRIORITIES},
+            waiting_cost=self._queue.load.cost,
             oldest_s={
                 name: max(0.0, now - ticket.item.slot.arrived) if ticket else 0.0 for name, ticket in oldest.items()
             },

@@ -162,6 +162,7 @@ def test_a_request_that_leaves_the_line_is_gone_at_once() -> None:
         leaver.task.cancel()
         await settle()
         assert admission.snapshot().waiting["normal"] == 1
+        assert admission.snapshot().waiting_cost == 10
         await running.finish()
         await settle()
         assert last.entered
