@@ -56,6 +56,7 @@ class Gateway:
         m.draining.set(seen.is_draining)
         m.bytes_in_flight.set(self.ledger.total)
         m.ready_replicas.set(self.fleet.ready)
+        m.keys.seen = self.identity.standing()
         m.measure(self.fleet.snapshot())
 
 

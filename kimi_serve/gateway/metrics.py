@@ -15,6 +15,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kimi_serve import __version__
+from kimi_serve.gateway.key_metrics import KeyMetrics
 from kimi_serve.gateway.replica_metrics import ReplicaMetrics
 from kimi_serve.gateway.replicas.replica import ReplicaSnapshot
 from kimi_serve.gateway.streaming import GAP_BOUNDS_S
@@ -96,6 +97,7 @@ class Metrics:
         self.ready_replicas = gauge("ready_replicas", "Engines that are ready")
         self.draining = gauge("draining", "1 while the gateway is shutting down")
         self._replicas = ReplicaMetrics(r)
+        self.keys = KeyMetrics(r)
         build = gauge("build_info", "1; its labels say what runs", "version", "python")
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=r)

@@ -119,11 +119,24 @@ class Keys(Section):
     file: Path | None = Field(
         default=None, description="the file of keys; without file, environment or database: no keys"
     )
-    sqlite: Path | None = Field(default=None, description="the SQLite database of keys")
+    sqlite: Path | None = Field(default=None, description="the SQLite database of keys and budgets")
+    postgres: SecretStr | None = Field(
+        default=None, description="postgresql://user:password@host/database of keys and budgets, for several gateways"
+    )
+    postgres_timeout_s: float = Field(default=1.0, gt=0, description="seconds to connect, and for one statement")
+    outage_s: float = Field(
+        default=600.0, ge=0, description="seconds that keys already known go on while their store does not answer"
+    )
     environment: bool = Field(default=False, description="read the keys from KIMI_SERVE_KEYS")
     single: SecretStr | None = Field(default=None, description="one key for everybody, in place of a store of keys")
     redis: SecretStr | None = Field(
         default=None, description="redis://host:port/db in which several gateways count together"
+    )
+    redis_timeout_s: float = Field(
+        default=0.2, gt=0, description="seconds for one answer of Redis, connecting included; then limits are local"
+    )
+    redis_lease_s: int = Field(
+        default=900, ge=1, description="seconds after which what a request holds in Redis is given up"
     )
     salt_secret: SecretStr | None = Field(
         default=None, description="secret of the tenants' cache salts; the same everywhere"

@@ -1,9 +1,14 @@
-"""The image parts of a chat request, by place, so that an error can name one. Knows parts and sizes; never a token."""
+"""The image parts of a chat request, by place, so that an error can name one. Knows parts and sizes; never a token.
 
+Where a route has no field for a picture's uuid, its data URL may hold it: data:image/png;uuid=NAME;base64,DATA. Without
+DATA the picture is the one that came under that name before.
+"""
+
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
@@ -13,6 +18,7 @@ from kimi_serve.errors import ImageError
 from kimi_serve.inputs.geometry import Geometry
 
 SCHEMES = ("http", "https", "data")
+NAMED: Final = re.compile(r"(data:[^;,]{0,128});uuid=([0-9A-Za-z_-]{1,128});base64,", re.IGNORECASE)
 UNREADABLE = (ValueError, Image.DecompressionBombError)  # what reading a picture from its bytes can end in
 
 Messages = Sequence[Mapping[str, Any]]
@@ -40,13 +46,29 @@ class ImagePart:
 
 
 def settled(messages: Messages) -> list[dict[str, Any]]:
-    """The messages with lists for contents: vLLM hands over iterators that can be read only once."""
+    """The messages with uuids as fields and lists for contents: vLLM's iterators can be read only once."""
     return [
         dict(message)
         if isinstance(message.get("content"), str | None)
-        else {**message, "content": list(message["content"])}
+        else {**message, "content": [_named(part) for part in message["content"]]}
         for message in messages
     ]
+
+
+def _named(part: Any) -> Any:
+    """The part as vLLM knows it, where its data URL holds its uuid; its own field wins.
+
+    Only of what is an image already: a uuid beside a text would make it one.
+    """
+    if not _is_image(part) or not isinstance(part.get("image_url"), Mapping):
+        return part
+    url = part["image_url"].get("url")
+    found = NAMED.match(url) if isinstance(url, str) else None
+    if found is None:
+        return part
+    data = url[found.end() :]
+    image = {**part["image_url"], "url": f"{found[1]};base64,{data}"} if data else None
+    return {**part, "image_url": image, "uuid": part.get("uuid") or found[2]}
 
 
 def find(messages: Messages) -> list[ImagePart]:

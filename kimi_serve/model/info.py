@@ -1,8 +1,12 @@
-"""GET /plugins/kimi_serve/info: whose model class this engine runs. Knows vLLM's registry; touches no engine.
+"""GET /plugins/kimi_serve/info: what a gateway must know of this engine. Knows vLLM's registry; touches no engine.
 
-vLLM has a class of the same architecture name: a gateway uses only engines that say here that theirs is ours.
+* model_class: vLLM has a class of the same architecture name, and a gateway uses only engines whose class is ours.
+* instance: another after every start, so that a gateway forgets what the caches held before.
+* image_cache_bytes: what the cache of processed images may hold; pictures in it may be sent by their uuid alone. 0
+  where no request can count on it: it is off, or every API server of several has its own.
 """
 
+import uuid
 from argparse import Namespace
 from typing import Any
 
@@ -22,11 +26,18 @@ class InfoEndpoint:
 
     def __init__(self) -> None:
         self._model_class: str | None = None
+        self._instance: str | None = None
+        self._image_cache_bytes = 0
 
     def attach_router(self, app: FastAPI) -> None:
         @app.get(PATH)
-        async def info() -> dict[str, str | None]:
-            return {"model_class": self._model_class, "version": __version__}
+        async def info() -> dict[str, str | int | None]:
+            return {
+                "model_class": self._model_class,
+                "version": __version__,
+                "instance": self._instance,
+                "image_cache_bytes": self._image_cache_bytes,
+            }
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Resolve the class as the engine does."""
@@ -34,6 +45,13 @@ class InfoEndpoint:
             return
         from vllm.model_executor.models import ModelRegistry
 
+        if engine_client.vllm_config.parallel_config._api_process_count == 1:  # vLLM's own caches ask it too
+            self._instance = uuid.uuid4().hex
+            self._image_cache_bytes = _image_cache_bytes(engine_client.model_config.multimodal_config)
         config = engine_client.model_config
         found, _ = ModelRegistry.resolve_model_cls(config.architectures, config)
         self._model_class = f"{found.__module__}.{found.__qualname__}"
+
+
+def _image_cache_bytes(config: Any) -> int:
+    return 0 if config is None else int(config.mm_processor_cache_gb * 2**30)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kimi_serve.protocol import chat
+from kimi_serve.protocol import chat, files
 from kimi_serve.protocol.chat import ChatRequest, ImagePart, Json
 from kimi_serve.protocol.errors import ApiError
 from kimi_serve.protocol.settled import BILLING
@@ -24,15 +24,6 @@ _SILENT: Final = ("redacted_thinking", "tool_reference")  # taken, and not part 
 class Messages:
     chat: ChatRequest
     sources: tuple[Json, ...]  # of the original body, for each of chat.images
-
-    def inline(self) -> None:
-        """Pictures that were written into the chat request go into the original as base64 sources."""
-        for source, image in zip(self.sources, self.chat.images, strict=True):
-            if _url(source) != image.url:
-                head, _, data = image.url.partition(",")
-                source.clear()
-                media_type = head.removeprefix("data:").removesuffix(";base64")
-                source.update({"type": "base64", "media_type": media_type, "data": data})
 
 
 def parse(body: Json, *, needs_max_tokens: bool = True) -> Messages:
@@ -125,6 +116,8 @@ class _Conversation:
         self.messages.append(told)
 
     def _block(self, block: Json, role: str, turn: _Turn, where: str) -> None:
+        if block.get("type") == "document":
+            files.document_as_image(block, where)
         match block.get("type"):
             case "text":
                 if text := _text(block, "text", where):
@@ -152,6 +145,8 @@ class _Conversation:
         elif content is not None:
             for number, item in enumerate(_blocks(content, f"{where}.content")):
                 place = f"{where}.content[{number}]"
+                if item.get("type") == "document":
+                    files.document_as_image(item, place)
                 match item.get("type"):
                     case "text":
                         texts.append(_text(item, "text", place))

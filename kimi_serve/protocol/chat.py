@@ -12,7 +12,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from kimi_serve.protocol import files
 from kimi_serve.protocol.errors import ApiError
+from kimi_serve.protocol.errors import short as short
 
 # Scheduling, caches and templates belong to the operator: a client who sets them can starve or read other tenants.
 OWNED_FIELDS: Final = (
@@ -117,21 +119,28 @@ def apply_policy(body: Json, policy: Literal["refuse", "strip"]) -> bool:
     return bool(owned)
 
 
-def strip_uuids(images: Sequence[ImagePart]) -> bool:
-    """A client's own media ids never reach an engine: its caches are keyed by them. Whether any was there."""
-    marked = [image for image in images if "uuid" in image.part]
-    for image in marked:
-        del image.part["uuid"]
+def strip_uuids(messages: object) -> bool:
+    """A client's own media ids never reach an engine: its caches are keyed by them. Whether any was there.
+
+    Of every part, whatever its type: beside a uuid vLLM reads any `image_url` as a picture. So does it of every item of
+    Responses' input, whose parts lie under `output` too.
+    """
+    marked = [part for part in _parts(messages) if "uuid" in part]
+    for part in marked:
+        del part["uuid"]
     return bool(marked)
 
 
-def encode(body: Json) -> bytes:
+def _parts(messages: object) -> Iterator[Json]:
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            for content in (message.get("content"), message.get("output")):
+                if isinstance(content, list):
+                    yield from (part for part in content if isinstance(part, dict))
+
+
+def encode(body: object) -> bytes:
     return msgspec.json.encode(body)
-
-
-def short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
 def _images(messages: Sequence[Json]) -> Iterator[ImagePart]:
@@ -139,8 +148,13 @@ def _images(messages: Sequence[Json]) -> Iterator[ImagePart]:
         content = message.get("content")
         if isinstance(content, list):
             for number, part in enumerate(content):
+                where = f"messages[{index}].content[{number}]"
+                if isinstance(part, dict) and part.get("type") == "file":
+                    url = files.url_of(part.get("file"), f"{where}.file")
+                    part.clear()
+                    part.update({"type": "image_url", "image_url": {"url": url}})
                 if isinstance(part, dict) and _is_image(part):
-                    yield _image(part, f"messages[{index}].content[{number}]")
+                    yield _image(part, where)
 
 
 def _is_image(part: Json) -> bool:

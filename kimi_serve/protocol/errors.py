@@ -54,6 +54,7 @@ CODES: Final[dict[str, Code]] = {
     "queue_full": Code(503, _SERVER, "Too many requests wait; Retry-After follows the measured drain rate."),
     "queue_timeout": Code(503, _SERVER, "The request waited longer than its deadline."),
     "bytes_in_flight": Code(503, _SERVER, "The bodies in flight fill the memory set aside for them."),
+    "keys_unavailable": Code(503, _SERVER, "The store of keys does not answer, and the key is not known from before."),
     "no_replica": Code(503, _SERVER, "No engine is ready."),
     "draining": Code(503, _SERVER, "The gateway is shutting down."),
     "upstream_timeout": Code(504, _SERVER, "The engine did not answer in time."),

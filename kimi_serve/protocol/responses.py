@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kimi_serve.protocol import chat
+from kimi_serve.protocol import chat, files
 from kimi_serve.protocol.chat import ChatRequest, ImagePart, Json
 from kimi_serve.protocol.errors import ApiError
 from kimi_serve.protocol.settled import TEXT_PARTS
@@ -139,6 +139,11 @@ class _Conversation:
 
     def _part(self, part: Json, where: str) -> None:
         kind = part.get("type")
+        if kind == "input_file":
+            url = files.url_of(part, where)
+            part.clear()
+            part.update({"type": "input_image", "detail": "auto", "image_url": url})
+            kind = "input_image"
         if kind in TEXT_PARTS:
             _text(part, "text", where)
         elif kind == "input_image":

@@ -140,8 +140,9 @@ def models(dials: Dials) -> bytes:
     return dumps({"object": "list", "data": [{**card, **more}]})
 
 
-def info(dials: Dials) -> bytes:
-    return dumps({"model_class": OUR_CLASS, "model": dials.model, "max_model_len": dials.max_model_len})
+def info(dials: Dials, instance: str) -> bytes:
+    told = {"model_class": OUR_CLASS, "model": dials.model, "max_model_len": dials.max_model_len}
+    return dumps({**told, "instance": instance, "image_cache_bytes": dials.image_cache_bytes})
 
 
 def metrics(dials: Dials, running: int) -> bytes:
@@ -154,6 +155,13 @@ def metrics(dials: Dials, running: int) -> bytes:
 def error(status: int, message: str) -> bytes:
     kind = {400: "BadRequestError", 500: "InternalServerError", 503: "ServiceUnavailableError"}[status]
     return dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
+
+
+def refusal(kind: Kind, message: str) -> bytes:
+    """Of a request that was read: vLLM's own word for the type, also in Anthropic's envelope."""
+    if kind == "messages":
+        return dumps({"type": "error", "error": {"type": "BadRequestError", "message": message}})
+    return error(400, message)
 
 
 def dumps(value: object) -> bytes:

@@ -33,6 +33,8 @@ class Dials:
     after_tokens: int = 0
     model: str = "kimi-vl"
     max_model_len: int = 131072
+    image_cache_bytes: int = 4 << 30  # that it says it has
+    image_memory: int = 0  # pictures that it remembers by name; others need their bytes. 0: it takes every name
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import uuid
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,7 @@ from kimi_serve.testing import answers, asked, serving
 from kimi_serve.testing.answers import ROUTES, Spoken
 from kimi_serve.testing.asked import Asked
 from kimi_serve.testing.dials import Dials, from_command_line, turned_by
+from kimi_serve.testing.image_memory import ImageMemory
 from kimi_serve.testing.record import Received, Record
 
 VERSION: Final = "0.32.0"
@@ -32,6 +34,13 @@ class FakeEngine:
     def __init__(self, dials: Dials | None = None) -> None:
         self.dials = Dials() if dials is None else dials
         self.record = Record()
+        self.images = ImageMemory()
+        self.instance = uuid.uuid4().hex
+
+    def restart(self) -> None:
+        """As one that was started anew at the same place."""
+        self.images.forget()
+        self.instance = uuid.uuid4().hex
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "serve the fake engine without lifespan and websockets"
@@ -46,8 +55,11 @@ class FakeEngine:
         try:
             dials = self._dials_of(scope)
             wanted = asked.read(body)
-        except ValueError as refused:
-            await _send(send, 400, answers.error(400, str(refused)))
+            refusal = self.images.receive(body, dials.image_memory) if dials.image_memory else None
+        except ValueError as malformed:
+            refusal = str(malformed)
+        if refusal is not None:
+            await _send(send, 400, answers.refusal(kind, refusal))
             return
         answer = answers.to(kind, dials, wanted)
         await _Exchange(self.record, request, scope, receive, send, dials, wanted, answer).run()
@@ -69,7 +81,7 @@ class FakeEngine:
                     send, 200, answers.metrics(self.dials, self.record.in_flight), [(b"content-type", b"text/plain")]
                 )
             case ("GET", "/plugins/kimi_serve/info"):
-                await _send(send, 200, answers.info(self.dials))
+                await _send(send, 200, answers.info(self.dials, self.instance))
             case ("GET", "/record"):
                 await _send(send, 200, answers.dumps(self.record.as_dict(bodies=scope["query_string"] == b"bodies")))
             case ("DELETE", "/record"):

@@ -135,7 +135,7 @@ def test_owned_fields_and_media_ids_are_stripped_where_the_policy_says_so(start:
     assert front.chat([part], priority=-5, seed=7).status_code == 200
     sent = json.loads(front.engines[0].record.requests[-1].body)
     assert "priority" not in sent
-    assert "uuid" not in sent["messages"][0]["content"][0]
+    assert sent["messages"][0]["content"][0]["uuid"] != "someone-elses"
     assert sent["seed"] == 7
 
 

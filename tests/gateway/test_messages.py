@@ -188,7 +188,11 @@ def test_a_remote_picture_becomes_a_base64_source_of_its_own_kind(start: Start) 
         block = {"type": "image", "source": source}
         assert send(front, [{"role": "user", "content": [PICTURE, block, text("Same?")]}]).status_code == 200
     sent = json.loads(front.engines[0].record.requests[-1].body)["messages"][0]["content"]
-    assert sent == [PICTURE, PICTURE, text("Same?")]
+    media_type, _, name = sent[0]["source"].pop("media_type").partition(";uuid=")
+    assert (media_type, len(name)) == ("image/png", 64)
+    assert sent[1]["source"].pop("media_type") == f"image/png;uuid={name}"
+    assert [block["source"] for block in sent[:2]] == [{"type": "base64", "data": PICTURE["source"]["data"]}] * 2  # type: ignore[index]
+    assert sent[2] == text("Same?")
     front.assert_idle()
 
 

@@ -177,7 +177,9 @@ def test_a_remote_picture_becomes_a_data_url_in_its_place(start: Start) -> None:
         remote = {**PICTURE, "image_url": f"{served.url}/x", "uuid": "someone-elses"}
         assert send(front, input=[{"role": "user", "content": [text("What?"), remote]}]).status_code == 200
     sent = json.loads(front.engines[0].record.requests[-1].body)
-    assert sent["input"][0]["content"] == [text("What?"), PICTURE]
+    question, picture = sent["input"][0]["content"]
+    assert (question, picture) == (text("What?"), {**PICTURE, "uuid": picture["uuid"]})
+    assert picture["uuid"] != "someone-elses"
     front.assert_idle()
 
 

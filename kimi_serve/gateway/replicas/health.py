@@ -22,15 +22,20 @@ class HealthTimes:
 class Finding:
     problem: str | None = None  # a sentence; None when all is well
     models: Mapping[str, int] = field(default_factory=dict)  # served name -> longest context in tokens
+    instance: str | None = None  # another after every start; None where the engine does not say
+    image_cache_bytes: int | None = None  # what it keeps of processed images; None where it does not say
 
 
 async def check(session: aiohttp.ClientSession, url: str, timeout_s: float) -> Finding:
     try:
         await _get(session, f"{url}/health", timeout_s)
-        problem = wrong_class(await _get_json(session, f"{url}/plugins/kimi_serve/info", timeout_s))
+        info = await _get_json(session, f"{url}/plugins/kimi_serve/info", timeout_s)
+        problem = wrong_class(info)
         if problem:
             return Finding(problem)
-        return Finding(models=served_models(await _get_json(session, f"{url}/v1/models", timeout_s)))
+        assert isinstance(info, dict)
+        models = served_models(await _get_json(session, f"{url}/v1/models", timeout_s))
+        return Finding(None, models, info.get("instance"), info.get("image_cache_bytes"))
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
         return Finding(f"{type(error).__name__}: {error}")
 

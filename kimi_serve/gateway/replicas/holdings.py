@@ -46,9 +46,13 @@ class Holdings:
     def remember_images(self, prompt: Prompt) -> None:
         self._images.remember((picture.hash, picture.tokens) for picture, _ in prompt.pictures)
 
-    def forget_image(self, image: bytes) -> None:
-        """The engine said that it does not have it."""
-        self._images.forget(image)
+    def forget_images(self, images: Iterable[bytes]) -> None:
+        """The engine said that it does not have one of them, or nothing is known of it any more."""
+        for image in images:
+            self._images.forget(image)
+
+    def resize_images(self, tokens: int) -> None:
+        self._images.resize(tokens)
 
     def clear(self) -> None:
         """The engine has started anew."""
@@ -69,9 +73,11 @@ class _Memory:
             size = max(1, size)  # nothing is free, so their number is bounded too
             self._total += size - self._sizes.pop(key, 0)
             self._sizes[key] = size
-        while self._total > self._capacity:
-            _, size = self._sizes.popitem(last=False)
-            self._total -= size
+        self._shrink()
+
+    def resize(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._shrink()
 
     def forget(self, key: bytes) -> None:
         self._total -= self._sizes.pop(key, 0)
@@ -79,3 +85,8 @@ class _Memory:
     def clear(self) -> None:
         self._sizes.clear()
         self._total = 0
+
+    def _shrink(self) -> None:
+        while self._total > self._capacity:
+            _, size = self._sizes.popitem(last=False)
+            self._total -= size

@@ -58,13 +58,52 @@ def test_what_its_caches_spare_is_not_outstanding() -> None:
         assert replica.outstanding == 100  # to generate; 2,000 tokens are read and 1,000 of an image are encoded
 
 
-def test_a_prefix_pulls_from_the_request_on_and_an_image_is_held_from_its_answer_on() -> None:
+def test_a_prefix_pulls_from_the_request_on_and_an_image_is_held_once_the_prompt_was_read() -> None:
     replica = ready(Clock())
     with replica.serving(PROMPT, REQUEST) as call:
         assert replica.view(PROMPT).prefix_tokens == 2000
+        call.succeeded()  # an error that the client caused, for instance
         assert not replica.holdings.holds_image(b"image")
-        call.succeeded()
+        call.prompt_was_read()
         assert replica.holdings.holds_image(b"image")
+
+
+def holding(finding: Finding = WELL, limits: ReplicaLimits = LIMITS) -> Replica:
+    """A replica that is ready and has read the prompt."""
+    replica = Replica("http://engine", limits, Clock())
+    replica.note(finding)
+    with replica.serving(PROMPT, REQUEST) as call:
+        call.prompt_was_read()
+        call.succeeded()
+    return replica
+
+
+def test_a_failure_forgets_its_images_and_an_ejection_everything() -> None:
+    replica = holding()
+    fail(replica, 1)
+    assert not replica.holdings.holds_image(b"image")
+    assert replica.view(PROMPT).prefix_tokens == 2000
+    with replica.serving(PROMPT, REQUEST) as call:
+        call.failed()
+    assert replica.snapshot().breaker == "open"
+    assert replica.view(PROMPT).prefix_tokens == 0
+
+
+def test_another_instance_at_the_same_place_holds_nothing() -> None:
+    first, second = (Finding(models={"kimi": 10_000}, instance=name) for name in ("first", "second"))
+    replica = holding(first)
+    replica.note(first)
+    assert replica.holdings.holds_image(b"image")
+    replica.note(second)
+    assert not replica.holdings.holds_image(b"image")
+    assert replica.is_ready
+
+
+@pytest.mark.parametrize(("told", "is_held"), [(None, True), (2352 * 2_000, True), (2352 * 1_999, False), (0, False)])
+def test_images_are_counted_on_in_a_share_of_the_cache_that_the_engine_has(told: int | None, is_held: bool) -> None:
+    """The prompt's image has a thousand tokens, of 2,352 bytes each."""
+    replica = holding(Finding(models={"kimi": 10_000}, image_cache_bytes=told))
+    assert replica.holdings.holds_image(b"image") == is_held
 
 
 def test_failures_eject_it_and_after_the_back_off_one_probe_lets_it_in_slowly() -> None:
