@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any, Final
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -40,6 +42,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_header = True  # or before it
         self._has_progressed = False  # in parsing the last bytes: a header or a piece of a body came to its end
         self._unfinished = 0  # bytes since then
+        self._bytes = b""  # that are being parsed
+        self._is_resuming = False
         self._has_parted = False
         self._unsent = 0
         self._header_timer: asyncio.TimerHandle | None = None
@@ -66,15 +70,30 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._has_parted:
             return
-        self._has_progressed = False
+        self._has_progressed, self._bytes = False, data
         super().data_received(data)
+        self._bytes = b""
         self._unfinished = 0 if self._has_progressed else self._unfinished + len(data)
         if self._unfinished > self._limits.header_bytes:
             self._refuse(_too_large(self._limits))
         elif self._is_in_header and self._header_timer is None and not self._is_answering():
             self._header_timer = self.loop.call_later(self._limits.header_s, self._header_is_late)
 
+    def on_message_begin(self) -> None:
+        if not self._is_resuming:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_header:  # behind a chunked body come trailers, which nobody here reads
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._is_resuming:
+            return
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
@@ -89,12 +108,27 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it is not complete: see below
         super().on_message_complete()
         self._is_in_header = self._has_progressed = True
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_in_header:  # behind a chunked body come trailers, which nobody here reads
-            super().on_header(name, value)
+    def _unsupported_upgrade_warning(self) -> None:
+        """A client offers another protocol, as Java's does each time, and nobody takes it up.
+
+        httptools believes that the other protocol begins here: its parser is done, and has skipped the body.
+        """
+        upgrade = sys.exception()
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        rest = self._bytes[upgrade.args[0] :]
+        framing = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
+        lines = b"".join(b"%s: %s\r\n" % line for line in framing)
+        self.parser = httptools.HttpRequestParser(self)
+        self._is_resuming = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % lines)  # its framing has been found valid once
+        self._is_resuming = False
+        if rest:
+            self.data_received(rest)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -126,7 +160,9 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + _EACH_HEADER for name, value in self.headers)
         if size > self._limits.header_bytes:
             self._refusal = _too_large(self._limits)
-        elif self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+        elif (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
+            self._refusal = ApiError("invalid_http", f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        elif version == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
             self._refusal = ApiError("invalid_http", "Host: expected exactly one, as HTTP/1.1 wants it")
         if self._refusal is not None:
             raise self._refusal

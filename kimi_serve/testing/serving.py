@@ -54,10 +54,10 @@ def transport_of(scope: Scope) -> asyncio.Transport:
     return cast("asyncio.Transport", scope[_TRANSPORT])
 
 
-def run(app: ASGIApp, *, port: int = 0, listener: socket.socket | None = None) -> None:
-    """Serves until SIGINT or SIGTERM."""
+def run(app: ASGIApp, *, port: int = 0, listener: socket.socket | None = None, grace_s: int = 1) -> None:
+    """Serves until SIGINT or SIGTERM, and then the requests in flight for grace_s."""
     with listener or _listen(port) as open_listener:
-        _server(app, grace_s=1).run(sockets=[open_listener])
+        _server(app, grace_s=grace_s).run(sockets=[open_listener])
 
 
 @contextmanager
@@ -79,10 +79,15 @@ def in_thread(app: ASGIApp, *, grace_s: int = 1) -> Iterator[Served]:
 
 @contextmanager
 def in_process(
-    factory: str, *, options: Mapping[str, object] | None = None, answers_at: str = "/health"
+    factory: str,
+    *,
+    options: Mapping[str, object] | None = None,
+    answers_at: str = "/health",
+    port: int = 0,
+    grace_s: int = 1,
 ) -> Iterator[Served]:
     """factory: `module:callable`, called with the options, which travel as JSON, in a fresh interpreter."""
-    with _listen(0) as listener:
+    with _listen(port) as listener:
         port, number = listener.getsockname()[1], listener.fileno()
         command = [
             sys.executable,
@@ -93,6 +98,8 @@ def in_process(
             str(number),
             "--options",
             json.dumps(dict(options or {})),
+            "--grace-s",
+            str(grace_s),
         ]
         child = subprocess.Popen(command, pass_fds=(number,), stdin=subprocess.DEVNULL)
     # Our copy of the listener is closed here: connections to a killed child are refused, as a dead engine's are.
@@ -102,7 +109,7 @@ def in_process(
     finally:
         child.terminate()
         try:
-            child.wait(STOPS_WITHIN_S)
+            child.wait(grace_s + STOPS_WITHIN_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -171,10 +178,11 @@ def _main(arguments: list[str]) -> None:
     parser.add_argument("factory", help="module:callable")
     parser.add_argument("--fd", type=int, required=True, help="a listening socket")
     parser.add_argument("--options", type=json.loads, default={}, help="the callable's keyword arguments, as JSON")
+    parser.add_argument("--grace-s", type=int, default=1, help="seconds for requests in flight after SIGTERM")
     given = parser.parse_args(arguments)
     module, _, name = given.factory.partition(":")
     app = getattr(importlib.import_module(module), name)(**given.options)
-    run(app, listener=socket.socket(fileno=given.fd))
+    run(app, listener=socket.socket(fileno=given.fd), grace_s=given.grace_s)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,183 @@
+"""A gateway as a process of its own, in front of a fake engine. Knows how both are asked what they hold; no fault."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kimi_serve.testing.dials import Dials
+from kimi_serve.testing.fake_engine import FakeEngine
+from kimi_serve.testing.serving import in_thread
+
+MODEL = "kimi-vl"
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+STARTS_IN = 60.0  # seconds; it takes two on an idle machine
+SOON = 20.0  # seconds until what must come to hold does; it takes a tenth of one on an idle machine
+HELD = ("outstanding_requests", "outstanding_cost_tokens", "in_flight_bytes", "waiting_requests")
+_SAMPLE = re.compile(r"^kimi_serve_([a-z_]+)(\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
+
+
+@dataclass
+class Door:
+    """`kimi-serve gateway`, from outside."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    http: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, limits=limits)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def chat(self, **options: object) -> httpx.Response:
+        return self.http.post(CHAT, json={"model": MODEL, "messages": HELLO, **options})
+
+    def is_ready(self) -> bool:
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metric(self, name: str) -> float:
+        """The sum over its labels."""
+        text = self.http.get("/metrics").text
+        return sum(float(value) for found, _, value in _SAMPLE.findall(text) if found == name)
+
+    def held(self) -> dict[str, float]:
+        """What is at engines, in line and in memory."""
+        text = self.http.get("/metrics").text
+        held = dict.fromkeys((*HELD, "replica_outstanding_requests", "replica_outstanding_tokens"), 0.0)
+        for name, _, value in _SAMPLE.findall(text):
+            if name in held:
+                held[name] += float(value)
+        return held
+
+    def assert_idle(self) -> None:
+        """Everything that a request can hold has been given back."""
+        deadline = time.monotonic() + SOON
+        while any(self.held().values()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(self.held().values()), self.held()
+
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(is_true: Callable[[], object], seconds: float = SOON) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it never became true"
+        time.sleep(0.02)
+
+
+@contextmanager
+def opened(
+    checkpoint: Path, engines: list[str], log: Path, port: int | None = None, **settings: object
+) -> Iterator[Door]:
+    """settings: section__name=value. Ready when the block begins; killed, if it has not ended by then, at its end."""
+    port = port or free_port()
+    settings = {"replicas__check_s": 0.2, "listen__settle_s": 0, **settings}
+    environ = {f"KIMI_SERVE_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, "-m", "kimi_serve.cli", "gateway", "--checkpoint", str(checkpoint), "--port", str(port)]
+    for engine in engines:
+        command += ["--engine", engine]
+    with log.open("ab") as sink:
+        process = subprocess.Popen(command, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, stderr=sink)
+    door = Door(port, process, log)
+    try:
+        with door.http:
+            deadline = time.monotonic() + STARTS_IN
+            while not door.is_ready():
+                assert process.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.05)
+            yield door
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+Open = Callable[..., Door]
+
+
+@pytest.fixture
+def open_door(checkpoint: Path, tmp_path: Path) -> Iterator[Open]:
+    """open_door(urls, **settings) -> Door, which ends with the test."""
+    with ExitStack() as stack:
+        yield lambda engines, **settings: stack.enter_context(
+            opened(checkpoint, engines, tmp_path / "gateway.log", **settings)
+        )
+
+
+@pytest.fixture(scope="package")
+def engine() -> Iterator[tuple[FakeEngine, str]]:
+    double = FakeEngine(Dials(max_model_len=8192))
+    with in_thread(double) as served:
+        yield double, served.url
+
+
+LIMITS: dict[str, object] = {
+    "listen__header_s": 1,
+    "listen__header_bytes": 16_384,
+    "listen__stall_s": 1,
+    "body__timeout_s": 1.5,
+    "body__max_bytes": 32 << 20,
+    "stream__keep_alive_s": 0.5,
+    "upstream__first_byte_s": 2,
+    "upstream__between_frames_s": 1,
+    "media__allow_private": '["127.0.0.0/8"]',
+}
+
+
+@pytest.fixture(scope="package")
+def short_door(
+    engine: tuple[FakeEngine, str], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Door]:
+    """One gateway with short limits for all tests that need no other."""
+    log = tmp_path_factory.mktemp("gateway") / "gateway.log"
+    with opened(checkpoint, [engine[1]], log, **LIMITS) as door:
+        yield door
+
+
+@pytest.fixture
+def door(short_door: Door, engine: tuple[FakeEngine, str]) -> Iterator[Door]:
+    """Holds nothing when a test is over, and still answers."""
+    double, _ = engine
+    double.dials, before = Dials(max_model_len=8192), double.dials
+    double.record.clear()
+    yield short_door
+    double.dials = before
+    short_door.assert_idle()
+    assert short_door.chat(max_tokens=2).status_code == 200
+
+
+@pytest.fixture
+def fake(engine: tuple[FakeEngine, str]) -> FakeEngine:
+    return engine[0]
