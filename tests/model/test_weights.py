@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from kimi_serve.errors import CheckpointError
 from kimi_serve.inputs.config import parse_model_config
-from kimi_serve.model.weights import Inventory, expected_tensors, num_parameters
+from kimi_serve.inputs.tensors import expected_tensors, num_parameters
+from kimi_serve.model.weights import Inventory
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
