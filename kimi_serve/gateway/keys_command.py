@@ -7,6 +7,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from kimi_serve.errors import ConfigError
 from kimi_serve.gateway.priority import PRIORITIES
@@ -16,13 +17,19 @@ from kimi_serve.gateway.tenants.keys import SCOPES, Key
 from kimi_serve.gateway.tenants.limits import Limits
 from kimi_serve.gateway.tenants.stores import WritableKeyStore
 from kimi_serve.gateway.tenants.stores.file import FileKeys
+from kimi_serve.gateway.tenants.stores.postgres import PostgresKeys
 from kimi_serve.gateway.tenants.stores.sqlite import SqliteKeys
+
+_PATIENCE_S: Final = 10.0  # with PostgreSQL: nobody else waits for a person
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--file", metavar="FILE", help="the file of keys (default: KIMI_SERVE_KEYS__FILE)")
     verb.add_argument("--sqlite", metavar="FILE", help="the database of keys (default: KIMI_SERVE_KEYS__SQLITE)")
-    acts = verb.add_subparsers(dest="act", required=True, metavar="create|list|revoke|rotate")
+    verb.add_argument(
+        "--store", metavar="URL", help="postgresql://user:password@host/database (default: KIMI_SERVE_KEYS__POSTGRES)"
+    )
+    acts = verb.add_subparsers(dest="act", required=True, metavar="create|list|revoke|rotate|migrate")
     create = acts.add_parser("create", help="make a key; it is printed once")
     create.add_argument("tenant", help="whose key it is")
     create.add_argument("--name", default="", help="for people")
@@ -42,6 +49,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     revoke.add_argument("id", help="the key's id: the part between the underscores")
     rotate = acts.add_parser("rotate", help="make a key that takes another's place; both work for the grace time")
     rotate.add_argument("id", help="the old key's id")
+    acts.add_parser("migrate", help="make the tables that are missing; gateways do it too, where they have the right")
     rotate.add_argument("--grace-hours", type=float, default=24.0, help="the old key ends then (default: %(default)s)")
 
 
@@ -53,6 +61,8 @@ def run(options: argparse.Namespace) -> str:
 async def _run(options: argparse.Namespace, now: datetime) -> str:
     async with AsyncExitStack() as stack:
         store = await _store(options, stack)
+        if options.act == "migrate":
+            return "the tables are there"  # opening it has made them
         if options.act == "list":
             return admin.listing(await store.all(), now)
         if options.act == "create":
@@ -70,14 +80,18 @@ async def _run(options: argparse.Namespace, now: datetime) -> str:
 
 
 async def _store(options: argparse.Namespace, stack: AsyncExitStack) -> WritableKeyStore:
-    given = {name: value for name in ("file", "sqlite") if (value := getattr(options, name))}
+    options_of = {"file": "file", "sqlite": "sqlite", "postgres": "store"}
+    given = {name: value for name, option in options_of.items() if (value := getattr(options, option))}
     keys = Keys(**given) if given else read(None).keys
-    if (keys.file is None) == (keys.sqlite is None):
-        raise ConfigError("keys: expected either --file or --sqlite, or one of them in the environment")
+    if sum(place is not None for place in (keys.file, keys.sqlite, keys.postgres)) != 1:
+        raise ConfigError("keys: expected one of --file, --sqlite and --store, or one of them in the environment")
     if keys.file is not None:
         return FileKeys(keys.file)
-    assert keys.sqlite is not None
-    return await stack.enter_async_context(SqliteKeys(keys.sqlite))
+    if keys.sqlite is not None:
+        return await stack.enter_async_context(SqliteKeys(keys.sqlite))
+    assert keys.postgres is not None
+    store = PostgresKeys(keys.postgres.get_secret_value(), timeout=_PATIENCE_S)
+    return await stack.enter_async_context(store)
 
 
 async def _found(store: WritableKeyStore, key_id: str) -> Key:

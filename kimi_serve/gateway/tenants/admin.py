@@ -53,7 +53,7 @@ def create(
 
 def revoke(key: Key, now: datetime) -> Key:
     """A key that was revoked before stays revoked since then."""
-    return key if key.revoked is not None and key.revoked <= now else replace(key, revoked=now)
+    return key if key.revoked is not None else replace(key, revoked=now)
 
 
 def rotate(key: Key, now: datetime, grace: timedelta, hasher: PasswordHasher = HASHER) -> tuple[Made, Key]:
@@ -78,6 +78,6 @@ def listing(keys: Iterable[Key], now: datetime) -> str:
 
 
 def state(key: Key, now: datetime) -> str:
-    if key.revoked is not None and key.revoked <= now:
+    if key.revoked is not None:
         return "revoked"
     return "active" if key.is_usable(now) else "expired"

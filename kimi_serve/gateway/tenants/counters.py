@@ -21,6 +21,7 @@ from kimi_serve.gateway.tenants.limits import (
     standings,
     until_next_month,
 )
+from kimi_serve.gateway.tenants.spending import Spending
 
 Clock = Callable[[], float]
 
@@ -39,24 +40,37 @@ class Counters(Protocol):
 
 
 class LocalCounters:
-    """Usage in this process, in one dictionary entry per account: those are keys that were verified, so few."""
+    """Usage in this process, in one dictionary entry per account: those are keys that were verified, so few.
 
-    def __init__(self, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
-        self._clock, self._wall = clock, wall
+    The clock that buckets drain by is monotonic; the wall's says which month it is, and nothing else.
+    """
+
+    def __init__(
+        self, clock: Clock = time.monotonic, wall: Clock = time.time, spending: Spending | None = None
+    ) -> None:
+        self._clock, self._wall, self._spending = clock, wall, spending or Spending()
         self._accounts: dict[str, _Account] = {}
 
     async def take(self, account: str, limits: Limits, cost: Cost) -> Taken | Refused:
-        held = self._accounts.setdefault(account, _Account(at=self._clock()))
         wall = self._wall()
-        levels = held.levels(limits, self._clock(), month_of(wall))
+        month = month_of(wall)
+        if limits.tokens_per_month is not None:
+            await self._spending.know(account, month)
+        held = self._accounts.setdefault(account, _Account(at=self._clock()))
+        held.drain(limits, self._clock())
+        levels = Levels(held.rates, held.running, held.bytes, self._spending.of(account, month))
         if refused := judge(limits, cost, levels, until_next_month(wall)):
             return refused
         held.add(cost)
-        return Taken(standings(limits, held.rates), partial(self._settle, held, limits, cost, held.month))
+        self._spending.add(account, month, cost.tokens)
+        return Taken(standings(limits, held.rates), partial(self._settle, account, month, limits, cost))
 
-    def _settle(self, held: "_Account", limits: Limits, cost: Cost, month: str, actual: Cost) -> None:
-        held.levels(limits, self._clock(), month_of(self._wall()))
-        held.correct(cost, actual, month)
+    def _settle(self, account: str, month: str, limits: Limits, cost: Cost, actual: Cost) -> None:
+        held = self._accounts[account]
+        held.drain(limits, self._clock())
+        held.correct(cost, actual)
+        # Of the month that was charged, also where another has begun.
+        self._spending.add(account, month, actual.tokens - cost.tokens)
 
 
 @dataclass(slots=True)
@@ -65,31 +79,22 @@ class _Account:
     rates: Rates = (0.0, 0.0, 0.0, 0.0)
     running: int = 0
     bytes: int = 0
-    month: str = ""
-    spent: int = 0
 
-    def levels(self, limits: Limits, now: float, month: str) -> Levels:
-        """Drained to `now`, and turned to `month`."""
+    def drain(self, limits: Limits, now: float) -> None:
         seconds = max(0.0, now - self.at)
         one, two, three, four = (
             drained(u, limit, seconds) for u, limit in zip(self.rates, limits.rates(), strict=True)
         )
         self.rates, self.at = (one, two, three, four), now
-        if month != self.month:
-            self.month, self.spent = month, 0
-        return Levels(self.rates, self.running, self.bytes, self.spent)
 
     def add(self, cost: Cost) -> None:
         one, two, three, four = (used + asked for used, asked in zip(self.rates, rates_of(cost), strict=True))
         self.rates = (one, two, three, four)
         self.running += 1
         self.bytes += cost.bytes
-        self.spent += cost.tokens
 
-    def correct(self, cost: Cost, actual: Cost, month: str) -> None:
+    def correct(self, cost: Cost, actual: Cost) -> None:
         one, two, three, four = map(corrected, self.rates, rates_of(cost), rates_of(actual))
         self.rates = (one, two, three, four)
         self.running -= 1
         self.bytes -= cost.bytes
-        if month == self.month:  # what was charged to a month that has ended stays with it
-            self.spent += actual.tokens - cost.tokens

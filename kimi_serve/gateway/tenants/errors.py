@@ -7,5 +7,9 @@ class TenantsError(KimiServeError, ValueError):
     """A key record, a key store or a secret in the settings is missing or malformed. Never holds a secret."""
 
 
+class AwayError(TenantsError):
+    """A store of keys does not answer; later it may."""
+
+
 class CountersError(KimiServeError):
     """Shared counters did not answer in time, or not with an answer."""

@@ -62,7 +62,8 @@ class Key:
     priority: Priority = "normal"
 
     def is_usable(self, now: datetime) -> bool:
-        return (self.revoked is None or now < self.revoked) and (self.expires is None or now < self.expires)
+        """`revoked` says when it was: a clock that jumps back brings no key back."""
+        return self.revoked is None and (self.expires is None or now < self.expires)
 
     def allows(self, model: str) -> bool:
         return any(fnmatchcase(model, pattern) for pattern in self.models)

@@ -6,7 +6,8 @@ no more than `limit + limit * s / 60` is admitted.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -55,6 +56,7 @@ class Refused:
     value: int
     asked: int
     wait: float  # seconds until it would fit; infinite where the request alone is over the limit
+    standings: Mapping[str, "Standing"] = field(default_factory=dict)  # as they are without the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ def judge(limits: Limits, cost: Cost, levels: Levels, month_ends_in: float) -> R
     for name, limit, asked, count, wait in held:
         if limit is not None and asked > 0 and count + asked > limit:
             found.append(Refused(name, limit, asked, _wait(asked, limit, wait)))
-    return max(found, key=lambda refused: refused.wait, default=None)
+    if not found:
+        return None
+    return replace(max(found, key=lambda refused: refused.wait), standings=standings(limits, levels.rates))
 
 
 def standings(limits: Limits, rates: Rates) -> dict[str, Standing]:

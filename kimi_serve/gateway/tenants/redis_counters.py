@@ -50,7 +50,13 @@ class RedisCounters:
         self._gateway, self._requests = secrets.token_hex(6), 0
         self._unsent: asyncio.Queue[Words] = asyncio.Queue(_MOST_UNSENT)
         self._answered = asyncio.Event()  # by Redis, since the last settlement that failed
+        self._on_their_way = 0
         self.unsettled = 0  # settlements that were given up: Redis was away for longer than a lease, or too many waited
+
+    @property
+    def unsent(self) -> int:
+        """Settlements that wait for Redis, those that it was sent and did not answer among them."""
+        return self._unsent.qsize() + self._on_their_way
 
     async def __aenter__(self) -> Self:
         self._sending = asyncio.create_task(self._send())
@@ -119,6 +125,7 @@ class RedisCounters:
                 batch.append(self._unsent.get_nowait())
             give_up = time.monotonic() + self._lease
             while batch:
+                self._on_their_way = len(batch)
                 replies = await asyncio.gather(*map(self._run, batch), return_exceptions=True)
                 failed = [words for words, reply in zip(batch, replies, strict=True) if isinstance(reply, RedisError)]
                 for _ in range(len(batch) - len(failed)):
@@ -132,6 +139,7 @@ class RedisCounters:
                 elif batch:
                     self.unsettled += len(batch)
                     break
+            self._on_their_way = 0
 
 
 def _levels(reply: Reply) -> tuple[bool, Levels]:

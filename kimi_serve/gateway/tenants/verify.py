@@ -6,6 +6,7 @@ seconds, and that is how long a revocation takes at most.
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -21,12 +22,15 @@ from typing import Final, Self, TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from kimi_serve.gateway.tenants.errors import TenantsError
 from kimi_serve.gateway.tenants.keys import HASHER, Key, PlainKey, parse
 from kimi_serve.gateway.tenants.stores import KeyStore
 from kimi_serve.protocol.errors import ApiError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
+_UNAVAILABLE: Final = "The store of keys does not answer, and this key was not checked lately: try again in a second."
 _INVALID: Final = "The API key is unknown, expired or revoked: ask the operator of this server for a new one."
 
 
@@ -35,6 +39,8 @@ class Pace:
     """How much is remembered and how much is done at once; seconds and counts."""
 
     refresh: float = 5.0  # a revocation, a changed record or a new key takes effect within this
+    outage: float = 600.0  # so much longer a key that was checked goes on while the store does not answer
+    retry: float = 1.0  # when those whose key cannot be looked up may come back
     remembered: float = 3600.0  # then a key is checked by argon2 again
     most_keys: int = 10_000
     hashing: int = 2  # argon2 runs at once
@@ -68,6 +74,8 @@ class Verifier:
         self._wrong: OrderedDict[bytes, float] = OrderedDict()  # until when
         self._checks: dict[bytes, asyncio.Task[Key | None]] = {}
         # Its size bounds argon2 even where those who asked are gone: a thread cannot be cancelled.
+        self.is_store_away = False
+        self.stale = 0  # requests let in by a record that could not be read again
         self._threads = ThreadPoolExecutor(pace.hashing, thread_name_prefix="argon2")
 
     async def __aenter__(self) -> Self:
@@ -83,7 +91,9 @@ class Verifier:
         self._threads.shutdown(cancel_futures=True)
 
     async def verify(self, presented: str | None) -> Key:
-        """Raises ApiError missing_key or invalid_key; queue_full where too many keys wait for their check."""
+        """Raises ApiError missing_key or invalid_key; queue_full where too many keys wait for their check;
+        keys_unavailable where the store does not answer and the key is not known from before.
+        """
         if not presented:
             raise ApiError("missing_key", "No API key was sent: send the header `Authorization: Bearer ksk_...`.")
         digest = blake2b(presented.encode("utf-8", "surrogatepass"), digest_size=32, key=self._digest_key).digest()
@@ -105,11 +115,29 @@ class Verifier:
         if known is None:
             return None
         now = self._clock()
-        record = await self._store.get(known.key.id) if now - known.since < self._pace.remembered else None
-        if record is None or record.secret_hash != known.key.secret_hash:
+        try:
+            record = await self._record(known.key.id)
+        except ApiError:
+            if now - known.read >= self._pace.refresh + self._pace.outage:
+                raise
+            self.stale += 1
+            return known.key
+        is_due = now - known.since >= self._pace.remembered
+        if is_due or record is None or record.secret_hash != known.key.secret_hash:
             self._known.pop(digest, None)
             return None
         known.key, known.read = record, now
+        return record
+
+    async def _record(self, key_id: str) -> Key | None:
+        try:
+            record = await self._store.get(key_id)
+        except TenantsError as error:
+            if not self.is_store_away:
+                logger.warning("a key's record cannot be read", extra={"key": key_id, "reason": str(error)})
+            self.is_store_away = True
+            raise ApiError("keys_unavailable", _UNAVAILABLE, retry_after=self._pace.retry) from None
+        self.is_store_away = False
         return record
 
     async def _checked(self, digest: bytes, presented: str) -> Key | None:
@@ -129,7 +157,7 @@ class Verifier:
 
     async def _check(self, digest: bytes, plain: PlainKey) -> Key | None:
         now = self._clock()
-        record = await self._store.get(plain.id)
+        record = await self._record(plain.id)
         stored = self._nobody if record is None else record.secret_hash
         loop = asyncio.get_running_loop()
         matches = await loop.run_in_executor(self._threads, self._matches, stored, plain)

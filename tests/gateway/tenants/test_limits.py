@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kimi_serve.gateway.cost import NOTHING, Cost
 from kimi_serve.gateway.tenants import admin
-from kimi_serve.gateway.tenants.charge import Charge, charge, duration, headers
+from kimi_serve.gateway.tenants.charge import Charge, LimitReachedError, charge
 from kimi_serve.gateway.tenants.counters import LocalCounters, Taken
+from kimi_serve.gateway.tenants.headers import anthropic, duration, moment, openai
 from kimi_serve.gateway.tenants.keys import Key
 from kimi_serve.gateway.tenants.limits import RATE_NAMES, Limits, month_of, rates_of, until_next_month
 from kimi_serve.protocol.errors import ApiError
@@ -175,7 +176,7 @@ def test_a_clock_that_jumps_back_neither_fills_nor_stops_a_bucket(clock: Clock, 
 
 def test_headers_have_openais_names_and_forms(clock: Clock, wall: Clock) -> None:
     charged = taken(LocalCounters(clock, wall), LIMITED, Cost(text_tokens=250))
-    assert headers(charged.standings) == {
+    assert openai(charged.standings) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
         "x-ratelimit-reset-requests": "1s",
@@ -186,7 +187,36 @@ def test_headers_have_openais_names_and_forms(clock: Clock, wall: Clock) -> None
 
 
 def test_headers_leave_out_what_is_not_limited(clock: Clock, wall: Clock) -> None:
-    assert headers(taken(LocalCounters(clock, wall), Limits(pixels_per_minute=5), Cost()).standings) == {}
+    standings = taken(LocalCounters(clock, wall), Limits(pixels_per_minute=5), Cost()).standings
+    assert openai(standings) == anthropic(standings) == {}
+
+
+def test_headers_of_messages_have_anthropics_names_and_times(
+    clock: Clock, wall: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged = taken(LocalCounters(clock, wall), LIMITED, Cost(text_tokens=250))
+    monkeypatch.setattr("time.time", wall)
+    assert anthropic(charged.standings) == {
+        "anthropic-ratelimit-requests-limit": "60",
+        "anthropic-ratelimit-requests-remaining": "59",
+        "anthropic-ratelimit-requests-reset": "2031-05-04T12:00:01Z",
+        "anthropic-ratelimit-tokens-limit": "1000",
+        "anthropic-ratelimit-tokens-remaining": "750",
+        "anthropic-ratelimit-tokens-reset": "2031-05-04T12:00:15Z",
+    }
+
+
+def test_a_time_is_rounded_up_to_whole_seconds() -> None:
+    assert moment(NOW.timestamp() + 0.2) == "2031-05-04T12:00:01Z"
+
+
+def test_a_refusal_knows_what_is_left(clock: Clock, wall: Clock) -> None:
+    counters = LocalCounters(clock, wall)
+    taken(counters, LIMITED, Cost(text_tokens=700))
+    error = refused(counters, LIMITED, Cost(text_tokens=400))
+    assert isinstance(error, LimitReachedError)
+    assert error.standings["tokens_per_minute"].remaining == 300
+    assert error.standings["requests_per_minute"].remaining == 59
 
 
 @pytest.mark.parametrize(
@@ -256,6 +286,7 @@ def test_settling_at_once_leaves_what_charging_the_actual_would(pairs: list[tupl
         first.settle(actual)
         second.settle(actual)
     assert estimated._accounts == exact._accounts
+    assert estimated._spending.of("account", "1970-01") == exact._spending.of("account", "1970-01")
 
 
 @given(st.lists(costs, min_size=1, max_size=8), st.floats(0, 100))
@@ -269,7 +300,7 @@ def test_refunding_all_leaves_nothing_counted(charges: list[Cost], pause: float)
         answer.settle(NOTHING)
     (account,) = counters._accounts.values()
     assert account.rates == (0, 0, 0, 0)
-    assert (account.running, account.bytes, account.spent) == (0, 0, 0)
+    assert (account.running, account.bytes, counters._spending.of("account", "1970-01")) == (0, 0, 0)
 
 
 @given(costs, st.lists(costs, max_size=8), st.builds(Limits, *[st.none() | st.integers(0, 3000)] * 7))

@@ -1,4 +1,4 @@
-"""Keys in a SQLite database, for gateways on one machine. Knows one table; one thread alone touches it."""
+"""Keys and budgets in a SQLite database, for gateways on one machine. Knows its tables; one thread touches it."""
 
 import asyncio
 import json
@@ -7,15 +7,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from kimi_serve.gateway.tenants.errors import TenantsError
 from kimi_serve.gateway.tenants.keys import Key
 from kimi_serve.gateway.tenants.records import from_json, to_json
+from kimi_serve.gateway.tenants.spending import Amounts
 
 BUSY_SECONDS: Final = 2.0  # how long one waits for another process's write
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID"
+_SPENDING: Final = (
+    "CREATE TABLE IF NOT EXISTS spending "
+    "(account TEXT, month TEXT, tokens INTEGER NOT NULL, PRIMARY KEY (account, month)) WITHOUT ROWID"
+)
+_SPEND: Final = (
+    "INSERT INTO spending VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens RETURNING tokens"
+)
 _PUT: Final = "INSERT INTO keys VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record"
 
 T = TypeVar("T")
@@ -54,6 +62,14 @@ class SqliteKeys:
         values = (key.id, json.dumps(to_json(key)))
         await self._run(lambda: self._rows(_PUT, values))
 
+    async def spend(self, amounts: Amounts) -> Amounts:
+        return await self._run(lambda: self._spend(amounts))
+
+    def _spend(self, amounts: Amounts) -> Amounts:
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            return {name: self._rows(_SPEND, (*name, tokens))[0][0] for name, tokens in amounts.items()}
+
     async def _run(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -67,16 +83,17 @@ class SqliteKeys:
         try:
             self._rows("PRAGMA journal_mode = WAL", ())  # those who read do not wait for the one who writes
             self._rows(_TABLE, ())
+            self._rows(_SPENDING, ())
         except sqlite3.Error:
             self._connection.close()
             raise
 
-    def _rows(self, statement: str, values: tuple[str, ...]) -> list[tuple[str]]:
+    def _rows(self, statement: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
         return self._connected().execute(statement, values).fetchall()
 
     def _connected(self) -> sqlite3.Connection:
         assert self._connection is not None, "used outside of `async with`"
         return self._connection
 
-    def _key(self, row: tuple[str]) -> Key:
+    def _key(self, row: tuple[Any, ...]) -> Key:
         return from_json(json.loads(row[0]), str(self._path))
