@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kimi_serve import __version__
-from kimi_serve.gateway import refusals
+from kimi_serve.gateway import logs, refusals
 from kimi_serve.gateway.gateway import Gateway, running
 from kimi_serve.gateway.middleware.access_log import AccessLog
 from kimi_serve.gateway.middleware.request_id import RequestId
@@ -28,6 +29,7 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        asyncio.get_running_loop().set_exception_handler(logs.of_loop)
         async with running(settings) as gateway:
             opened(gateway)
             yield {"gateway": gateway}

@@ -13,7 +13,7 @@ from kimi_serve.inputs import chat
 from kimi_serve.inputs.geometry import Geometry
 from kimi_serve.inputs.tokenizer import Tokenizer
 from kimi_serve.protocol import settled
-from kimi_serve.protocol.errors import ApiError
+from kimi_serve.protocol.errors import ApiError, short
 
 OPTIONS = ("add_generation_prompt", "continue_final_message")
 
@@ -124,5 +124,6 @@ def _options(body: Mapping[str, object]) -> dict[str, bool]:
             given["keep_thoughts"] = extra["keep_thoughts"]
     for name, value in given.items():
         if not isinstance(value, bool):
-            raise ApiError("invalid_value", f"{name}: {value!r} is not supported; expected true or false", param=name)
+            what = f"{name}: {short(value)} is not supported; expected true or false"
+            raise ApiError("invalid_value", what, param=name)
     return {name: bool(value) for name, value in given.items()}

@@ -146,7 +146,7 @@ def _turn(role: str, content: Sequence[Segment], is_open: bool = False) -> Itera
 def _role(message: Message, index: int) -> str:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise ChatError(f"messages[{index}].role: {role!r} is not supported; supported: {', '.join(_ROLES)}")
+        raise ChatError(f"messages[{index}].role: {role!r:.40} is not supported; supported: {', '.join(_ROLES)}")
     return "system" if role == "developer" else role
 
 
@@ -183,7 +183,7 @@ def _part(part: object, where: str) -> str | _Image:
             raise ChatError(f"{where}.text: {type(text).__name__} is not supported; expected a string")
         return text
     supported = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
-    raise ChatError(f"{where}.type: {kind!r} is not supported; supported: {supported}")
+    raise ChatError(f"{where}.type: {kind!r:.40} is not supported; supported: {supported}")
 
 
 def _without_thoughts(items: list[str | _Image]) -> list[str | _Image]:

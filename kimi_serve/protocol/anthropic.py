@@ -13,7 +13,7 @@ from typing import Final
 
 from kimi_serve.protocol import chat, files
 from kimi_serve.protocol.chat import ChatRequest, ImagePart, Json
-from kimi_serve.protocol.errors import ApiError
+from kimi_serve.protocol.errors import ApiError, kind_of
 from kimi_serve.protocol.settled import BILLING
 
 _MEDIA_TYPE: Final = re.compile(r"[a-z]+/[a-z0-9.+-]+")
@@ -134,7 +134,7 @@ class _Conversation:
                 result = block.get("content")
                 turn.parts.append({"type": "text", "text": f"Tool result: {result if result else ''}"})
             case kind if kind not in _SILENT:
-                what = f"{where}.type: {chat.short(kind)} is not supported in a message of role {role!r}"
+                what = f"{where}.type: {chat.short(kind)} is not supported in a message of role {role!r:.40}"
                 raise ApiError("invalid_value", what, param=f"{where}.type")
 
     def _result(self, block: Json, where: str) -> None:
@@ -162,7 +162,7 @@ class _Conversation:
     def _image(self, block: Json, where: str) -> Json:
         source = block.get("source")
         if not isinstance(source, dict):
-            what = f"{where}.source: {chat.short(source)} is not supported; expected an object"
+            what = f"{where}.source: {kind_of(source)} is not supported; expected an object"
             raise ApiError("invalid_value", what, param=f"{where}.source")
         _check_source(source, f"{where}.source")
         part: Json = {"type": "image_url", "image_url": {"url": _url(source)}}
@@ -229,7 +229,7 @@ def _text(block: Json, name: str, where: str) -> str:
 def _call(block: Json, where: str) -> Json:
     given = block.get("input")
     if given is not None and not isinstance(given, dict):
-        what = f"{where}.input: {chat.short(given)} is not supported; expected an object"
+        what = f"{where}.input: {kind_of(given)} is not supported; expected an object"
         raise ApiError("invalid_value", what, param=f"{where}.input")
     return {"type": "function", "function": {"name": block.get("name") or "", "arguments": given or {}}}
 

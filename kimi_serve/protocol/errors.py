@@ -83,7 +83,22 @@ class ApiError(Exception):
         return headers
 
 
+def kind_of(value: object) -> str:
+    """A value by its JSON kind alone, where it may be what was said or shown."""
+    names = {
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+        list: "a list",
+    }
+    return names.get(type(value), "null")
+
+
 def short(value: object) -> str:
-    """A value as an error shows it."""
+    """A value as an error shows it. What holds other values is named only: it may hold what was said or shown."""
+    if isinstance(value, dict | list):
+        return kind_of(value)
     shown = repr(value)
     return shown if len(shown) <= 40 else shown[:37] + "..."
