@@ -161,6 +161,6 @@ def _place(url: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    """The last line of what libpq says of a connection, which names host, user and database; never a password."""
+    """The first line of what libpq says of a connection, which names host, user and database; never a password."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__
