@@ -1,208 +1,160 @@
-"""What a gateway adds, beside direct access and beside peers, all in front of the same fake engine, in turns.
+"""What a gateway adds, beside direct access and beside peers, all in front of the same engine, in turns.
 
-    python benchmarks/overhead.py --rounds 5                                   # direct and ours
-    python benchmarks/overhead.py --peer litellm=http://127.0.0.1:4000 ...     # and what already listens there
+    python -m benchmarks.overhead                                   # direct and ours
+    benchmarks/peers.sh /tmp/peers && python -m benchmarks.overhead --peers /tmp/peers
+    python -m benchmarks.overhead --soak 100000                     # our memory over so many requests
 
-Prints one JSON line: for each target and workload the median over the rounds of p50 and p99 in milliseconds at a fixed
-rate, of requests a second with 16 connections, and of SSE frames a second. The engine and this client run on the first
-core; start peers with `taskset -c 1`, as this starts the gateway.
+The engine and the clients, one C++ process, have the first core; every gateway has the second, and nobody else's turn
+is at the same time. Each measurement is a line of --out; started again with the same --out, it goes on where it was.
+Ends with the table that benchmarks/LOG.md holds, and one line of JSON: medians over the rounds. Needs g++ and taskset.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
 import json
-import os
-import random
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import aiohttp
-from PIL import Image
 from tqdm import tqdm
 
-from kimi_serve.testing.serving import in_process
+from benchmarks import report, soak, targets
+from benchmarks.targets import Target
+from benchmarks.wire import Found, StandIn, stand_in
+from benchmarks.workloads import Workload, stream, workloads
 
-MODEL = "kimi-vl"
-CHECKPOINT = Path(__file__).parents[1] / "kimi_serve" / "assets" / "kimi-vl-nano"
-GATEWAY_CORE = "1"
-FRAMES = 2000
-
-
-def noise_png(kilobytes: int) -> str:
-    """A picture of about that many bytes: noise does not compress."""
-    side = int((kilobytes * 1024 / 3) ** 0.5)
-    image = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3))
-    with tempfile.SpooledTemporaryFile() as file:
-        image.save(file, "PNG")
-        file.seek(0)
-        return "data:image/png;base64," + base64.b64encode(file.read()).decode()
+ENGINE_CORE, GATEWAY_CORE = 0, 1
+STREAMS = 64
 
 
-def body(content: object, **more: object) -> bytes:
-    return json.dumps({"model": MODEL, "messages": [{"role": "user", "content": content}], **more}).encode()
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One measurement of one target."""
+
+    what: str
+    measure: Callable[[StandIn, Target], Found]
 
 
-def workloads() -> dict[str, bytes]:
-    def pictures(count: int, kilobytes: int) -> list[dict[str, object]]:
-        return [{"type": "image_url", "image_url": {"url": noise_png(kilobytes)}}] * count
-
-    return {
-        "text": body("What is the capital of France? " * 8),
-        "one 200 KB image": body(pictures(1, 200)),
-        "64 images of 100 KB": body(pictures(64, 100)),
-    }
-
-
-@contextmanager
-def gateway(engine: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "kimi_serve.cli", "gateway", "--engine", engine, "--port", str(port)]
-    command = ["taskset", "-c", GATEWAY_CORE, *command, "--checkpoint", str(CHECKPOINT)]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        child.terminate()
-        child.wait(30)
+def turns(folder: Path, seconds: float) -> list[Turn]:
+    found = []
+    for number, workload in enumerate(workloads()):
+        found.append(_at_rate(workload, folder / f"request{number}", seconds))
+        found.append(_flat_out(workload, folder / f"request{number}", seconds / 2))
+    for name, window in ((report.ONE_BY_ONE, 1), (report.IN_BULK, 0)):
+        found.append(_frames(name, folder / "stream", seconds / 3, window))
+    return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _at_rate(workload: Workload, file: Path, seconds: float) -> Turn:
+    def measure(engine: StandIn, target: Target) -> Found:
+        file.write_bytes(target.request(workload.body))
+        return engine.at_rate(target.port, file, workload.rate, seconds)
+
+    return Turn(f"{workload.name}: {report.LATENCY}", measure)
 
 
-async def ready(session: aiohttp.ClientSession, url: str, key: str) -> None:
-    for _ in range(600):
-        try:
-            async with session.post(f"{url}/v1/chat/completions", data=body("x"), headers=headers(key)) as answer:
-                if answer.status == 200:
-                    return
-        except aiohttp.ClientError:
-            pass
-        await asyncio.sleep(0.1)
-    raise SystemExit(f"{url} gives no answer")
+def _flat_out(workload: Workload, file: Path, seconds: float) -> Turn:
+    def measure(engine: StandIn, target: Target) -> Found:
+        file.write_bytes(target.request(workload.body))
+        return engine.flat_out(target.port, file, workload.clients, seconds)
+
+    return Turn(f"{workload.name}: {report.THROUGHPUT}", measure)
 
 
-def headers(key: str) -> dict[str, str]:
-    return {"content-type": "application/json", "authorization": f"Bearer {key}"}
+def _frames(name: str, file: Path, seconds: float, window: int) -> Turn:
+    def measure(engine: StandIn, target: Target) -> Found:
+        file.write_bytes(target.request(stream()))
+        return engine.frames(target.port, file, STREAMS, seconds, window)
+
+    return Turn(name, measure)
 
 
-async def at_rate(
-    session: aiohttp.ClientSession, url: str, data: bytes, key: str, rate: float, seconds: float
-) -> list[float]:
-    """Latencies in milliseconds of requests sent on time, whatever became of those before."""
-    taken: list[float] = []
-
-    async def one(at: float) -> None:
-        async with session.post(f"{url}/v1/chat/completions", data=data, headers=headers(key)) as answer:
-            await answer.read()
-            assert answer.status == 200, await answer.text()
-        taken.append((time.perf_counter() - at) * 1000)
-
-    begin = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(int(rate * seconds)):
-            due = begin + number / rate
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            tasks.create_task(one(due))
-    return taken
+def measured(turn: Turn, engine: StandIn, target: Target) -> dict[str, object]:
+    before = target.cpu_s()
+    found = turn.measure(engine, target)
+    return {"target": target.name, "what": turn.what, "cpu_s": round(target.cpu_s() - before, 3), **asdict(found)}
 
 
-async def flat_out(session: aiohttp.ClientSession, url: str, data: bytes, key: str, seconds: float) -> float:
-    """Requests a second over 16 connections."""
-    end, done = time.perf_counter() + seconds, 0
+class Ledger:
+    """What was measured, a line each, in a file that outlives an interruption."""
 
-    async def worker() -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            async with session.post(f"{url}/v1/chat/completions", data=data, headers=headers(key)) as answer:
-                await answer.read()
-            done += 1
+    def __init__(self, file: Path, header: dict[str, object]) -> None:
+        self._file = file
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if not lines:
+            file.write_text(json.dumps(header) + "\n")
+        elif lines[0] != header:
+            raise SystemExit(f"{file}: holds another run ({lines[0]}); give another --out, or delete it")
+        self.records = lines[1:]
 
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(16):
-            tasks.create_task(worker())
-    return done / (time.perf_counter() - began)
+    def has(self, number: int, what: str, target: str) -> bool:
+        return any((r["round"], r["what"], r["target"]) == (number, what, target) for r in self.records)
 
-
-async def frames(session: aiohttp.ClientSession, url: str, key: str, streams: int = 8) -> float:
-    """SSE frames a second over 8 streams."""
-    data = body("x", stream=True, max_tokens=FRAMES)
-
-    async def one() -> int:
-        seen = 0
-        async with session.post(f"{url}/v1/chat/completions", data=data, headers=headers(key)) as answer:
-            async for chunk in answer.content.iter_any():
-                seen += chunk.count(b"data: ")
-        return seen
-
-    began = time.perf_counter()
-    counts = await asyncio.gather(*(one() for _ in range(streams)))
-    return sum(counts) / (time.perf_counter() - began)
+    def add(self, record: dict[str, object]) -> None:
+        self.records.append(record)
+        with self._file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
-async def measure(engine: str, targets: dict[str, tuple[str, str]], args: argparse.Namespace) -> dict[str, object]:
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in targets}
-    made = workloads()
-    bar = tqdm(total=args.rounds * len(targets) * (len(made) + 1), unit="run")
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2), trust_env=False
-    ) as session:
-        for url, key in targets.values():
-            await ready(session, url, key)
-        for _ in range(args.rounds):
-            for name, data in made.items():
-                await session.put(f"{engine}/dials", json={"tokens": 16})
-                rate = args.rate if name != "64 images of 100 KB" else args.rate / 10
-                for target, (url, key) in targets.items():
-                    taken = sorted(await at_rate(session, url, data, key, rate, args.seconds))
-                    note = found[target]
-                    note.setdefault(f"{name}: p50 ms", []).append(statistics.median(taken))
-                    note.setdefault(f"{name}: p99 ms", []).append(taken[int(len(taken) * 0.99)])
-                    note.setdefault(f"{name}: requests/s", []).append(
-                        await flat_out(session, url, data, key, args.seconds)
-                    )
-                    bar.update()
-            await session.put(f"{engine}/dials", json={"tokens": FRAMES})
-            for target, (url, key) in targets.items():
-                found[target].setdefault("frames/s", []).append(await frames(session, url, key))
-                bar.update()
-    bar.close()
-    return {name: {k: round(statistics.median(v), 2) for k, v in note.items()} for name, note in found.items()}
+def compare(args: argparse.Namespace, header: dict[str, object]) -> list[dict[str, object]]:
+    ledger = Ledger(args.out, header)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine = stack.enter_context(stand_in(folder, targets.free_port(), ENGINE_CORE))
+        found = list(_opened(stack, folder, engine, args))
+        todo = turns(folder, args.seconds)
+        with tqdm(total=args.rounds * len(todo) * len(found), unit="turn") as bar:
+            for number in range(1, args.rounds + 1):
+                for turn in todo:
+                    for target in found:
+                        bar.set_postfix_str(f"{target.name}, {turn.what}")
+                        if not ledger.has(number, turn.what, target.name):
+                            ledger.add({"round": number, **measured(turn, engine, target)})
+                        bar.update()
+    return ledger.records
+
+
+def _opened(stack: ExitStack, folder: Path, engine: StandIn, args: argparse.Namespace) -> Iterator[Target]:
+    yield Target("direct", engine.port, "none")
+    if "ours" in args.targets:
+        yield stack.enter_context(targets.ours(folder, engine.port, GATEWAY_CORE))
+    if args.peers and "vllm-router" in args.targets:
+        yield stack.enter_context(targets.vllm_router(args.peers, folder, engine.port, GATEWAY_CORE))
+    if args.peers and "litellm" in args.targets:
+        yield stack.enter_context(targets.litellm(args.peers, folder, engine.port, GATEWAY_CORE))
+
+
+def commit() -> str:
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "unknown"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="the environment that benchmarks/peers.sh made")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
-    parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL[,KEY]", help="a gateway that listens")
-    parser.add_argument("--engine-port", type=int, help="use a fake engine that listens there, as the peers do")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement of latency; others are shorter")
+    parser.add_argument("--out", type=Path, default=Path("overhead.jsonl"), help="where each measurement is noted")
+    parser.add_argument("--targets", nargs="+", default=["ours", "vllm-router", "litellm"], help="beside direct access")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    parser.add_argument("--soak", type=int, metavar="REQUESTS", help="only watch our memory over so many requests")
     args = parser.parse_args()
-    os.sched_setaffinity(0, {0})
-    with ExitStack() as stack:
-        if args.engine_port:
-            engine = f"http://127.0.0.1:{args.engine_port}"
-        else:
-            engine = stack.enter_context(in_process("kimi_serve.testing.fake_engine:create")).url
-        targets = {"direct": (engine, "none"), "ours": (stack.enter_context(gateway(engine)), "none")}
-        for peer in args.peer:
-            name, _, rest = peer.partition("=")
-            url, _, key = rest.partition(",")
-            targets[name] = (url, key or "none")
-        print(json.dumps(asyncio.run(measure(engine, targets, args))))
+    if args.soak:
+        print(json.dumps(soak.run(args.soak, ENGINE_CORE, GATEWAY_CORE)))
+        return
+    header: dict[str, object] = {"commit": commit(), "seconds": args.seconds, "targets": args.targets}
+    records = compare(args, header)
+    medians = report.medians(records)
+    command = "python -m benchmarks.overhead " + " ".join(sys.argv[1:])
+    print(report.section(header, command, records, medians))
+    if args.plot:
+        report.plot(medians, args.plot)
+    print(json.dumps({"commit": header["commit"], "rounds": args.rounds, "medians": medians}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.overhead`. LOG.md holds what they found."""
