@@ -16,6 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from kimi_serve.gateway import liveness
 from kimi_serve.gateway.metrics import Metrics
 from kimi_serve.gateway.settings import Listen
 from kimi_serve.protocol.errors import ApiError
@@ -141,7 +142,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = liveness.unsent_bytes(self.transport)
         self._stall_timer = self.loop.call_later(self._limits.stall_s, self._look_for_stall)
 
     def resume_writing(self) -> None:
@@ -176,9 +177,8 @@ class Connection(HttpToolsProtocol):
         self._refuse(ApiError("header_timeout", message))
 
     def _look_for_stall(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        if left < self._unsent:  # slow, but alive
-            self._unsent = left
+        before, self._unsent = self._unsent, liveness.unsent_bytes(self.transport)
+        if self._unsent < before:  # slow, but alive
             self._stall_timer = self.loop.call_later(self._limits.stall_s, self._look_for_stall)
         else:
             self._metrics.stalled.inc()

@@ -1,11 +1,16 @@
-"""How a connection notices that the machine at its other end is gone without a word. Knows options of sockets only."""
+"""Whether there still is somebody at the other end of a connection. Knows what the kernel can tell of sockets."""
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import socket
-from typing import Protocol
+import struct
+import sys
+import termios
+from typing import Final, Protocol
 
-_PROBES = 3
+_PROBES: Final = 3
 
 
 class Options(Protocol):
@@ -30,3 +35,13 @@ def watch(connection: Options, seconds: float) -> None:
     for name, value in wanted.items():
         if hasattr(socket, name):  # macOS has not all of them
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def unsent_bytes(transport: asyncio.Transport) -> int:
+    """What the other end has not taken yet. The kernel says that there is room again only when much is free at once."""
+    waiting = transport.get_write_buffer_size()
+    if sys.platform != "linux":
+        return waiting
+    number = transport.get_extra_info("socket").fileno()
+    (queued,) = struct.unpack("i", fcntl.ioctl(number, termios.TIOCOUTQ, b"\0" * 4))
+    return waiting + int(queued)

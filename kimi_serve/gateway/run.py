@@ -25,6 +25,7 @@ from kimi_serve.gateway.tracing import require_packages
 
 _LOOKS_EVERY_S: Final = 0.05
 _LAST_WORDS_S: Final = 2.0  # for error events to go out once the grace time is over
+_SEND_BUFFER: Final = 256 << 10  # bytes a connection; else a client that does not read takes megabytes of the kernel's
 _OTHER_FILES: Final = 512  # besides connections of clients, each of which has one to an engine
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ class Server(uvicorn.Server):
         assert self.gateway is not None
         for server in self.servers:
             for listener in server.sockets:
-                liveness.watch(listener, self.gateway.settings.listen.stall_s)
+                # Connection ends a client that takes nothing, and counts it. This is for what it cannot see.
+                liveness.watch(listener, 2 * self.gateway.settings.listen.stall_s)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         gateway = self.gateway

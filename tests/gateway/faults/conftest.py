@@ -138,9 +138,23 @@ def open_door(checkpoint: Path, tmp_path: Path) -> Iterator[Open]:
 
 @pytest.fixture(scope="package")
 def engine() -> Iterator[tuple[FakeEngine, str]]:
-    double = FakeEngine(Dials(max_model_len=8192))
+    double = FakeEngine()
     with in_thread(double) as served:
         yield double, served.url
+
+
+@pytest.fixture
+def fake(engine: tuple[FakeEngine, str]) -> FakeEngine:
+    """The engine of all tests of this folder, as good as new."""
+    double = engine[0]
+    double.dials = Dials(max_model_len=8192)
+    double.record.clear()
+    return double
+
+
+@pytest.fixture
+def engine_url(engine: tuple[FakeEngine, str]) -> str:
+    return engine[1]
 
 
 LIMITS: dict[str, object] = {
@@ -167,17 +181,9 @@ def short_door(
 
 
 @pytest.fixture
-def door(short_door: Door, engine: tuple[FakeEngine, str]) -> Iterator[Door]:
+def door(short_door: Door, fake: FakeEngine) -> Iterator[Door]:
     """Holds nothing when a test is over, and still answers."""
-    double, _ = engine
-    double.dials, before = Dials(max_model_len=8192), double.dials
-    double.record.clear()
     yield short_door
-    double.dials = before
+    fake.dials = Dials(max_model_len=8192)
     short_door.assert_idle()
     assert short_door.chat(max_tokens=2).status_code == 200
-
-
-@pytest.fixture
-def fake(engine: tuple[FakeEngine, str]) -> FakeEngine:
-    return engine[0]
