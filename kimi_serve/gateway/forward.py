@@ -143,10 +143,10 @@ class Exchange:
         call = attempt.enter_context(replica.serving(self.work.prompt, request))
         self.gateway.metrics.expected_cached.inc(call.prefix_tokens)
         self._stage = stage = attempt.enter_context(self.journey.call(self.work.path, replica.url))
-        elision = Elision(self.gateway.settings.elision.enabled, self.gateway.metrics)
-        send = partial(self._post, replica.url, self._headers(stage), attempt)
+        sending = await attempt.enter_async_context(AsyncExitStack())
+        send = partial(self._post, replica.url, self._headers(stage), sending)
         try:
-            response = await elision.deliver(self.work.body, replica.holdings, send)
+            response = await self._elision().deliver(self.work.body, replica.holdings, send)
             if response.status == 200:
                 await response.begin()  # until then nothing has gone to the client, and another engine may do
         except UpstreamError as error:
@@ -160,9 +160,15 @@ class Exchange:
         self._call = call
         return response
 
-    async def _post(self, url: str, headers: Mapping[str, str], attempt: AsyncExitStack, body: bytes) -> Response:
+    def _elision(self) -> Elision:
+        gateway, work = self.gateway, self.work
+        is_on = gateway.settings.elision.enabled
+        return Elision(is_on, gateway.metrics, work.dialect, work.stream, gateway.retries.try_spend)
+
+    async def _post(self, url: str, headers: Mapping[str, str], sending: AsyncExitStack, body: bytes) -> Response:
+        await sending.aclose()  # where it is the second time
         opening = self.gateway.upstream.open(url, self.work.path, body, headers, timeouts=self._timeouts())
-        return await attempt.enter_async_context(opening)
+        return await sending.enter_async_context(opening)
 
     def _timeouts(self) -> Timeouts:
         """An engine is silent until its whole answer is done, where it does not stream."""

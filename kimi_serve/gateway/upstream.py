@@ -72,11 +72,16 @@ class Chunks:
 
     async def begin(self) -> None:
         """Keeps the first chunk for who iterates; of an empty body, its end."""
-        assert not self._has_begun
+        if self._first is not None:
+            return
         try:
             self._first = await anext(self)
         except StopAsyncIteration:
             self._first = b""
+
+    def put_back(self, read: bytes) -> None:
+        """All that was read so far, to be read again."""
+        self._first = read
 
     def end(self, error: ApiError) -> None:
         self._ending = error
@@ -145,17 +150,15 @@ class Chunks:
 class Response:
     status: int
     headers: CIMultiDictProxy[str]
-    chunks: AsyncIterator[bytes]  # of Chunks, unless they were read before
+    chunks: Chunks
 
     async def begin(self) -> None:
         """Returns with the first bytes of the body, which stay to be read. Raises UpstreamError."""
-        if isinstance(self.chunks, Chunks):
-            await self.chunks.begin()
+        await self.chunks.begin()
 
     def end(self, error: ApiError) -> None:
         """Whoever reads the body gets this error instead of what is still to come."""
-        if isinstance(self.chunks, Chunks):
-            self.chunks.end(error)
+        self.chunks.end(error)
 
     async def read(self) -> bytes:
         """All of the body, for answers that do not stream."""

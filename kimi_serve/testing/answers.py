@@ -22,6 +22,8 @@ ROUTES: Final[dict[str, Kind]] = {
     "/v1/responses": "responses",
 }
 OUR_CLASS: Final = "kimi_serve.model.kimi_vl.KimiVLForConditionalGeneration"
+ERRORS: Final = {400: "BadRequestError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
+FAULT: Final = "Internal server error"
 _numbers = itertools.count(1)
 
 
@@ -153,15 +155,27 @@ def metrics(dials: Dials, running: int) -> bytes:
 
 
 def error(status: int, message: str) -> bytes:
-    kind = {400: "BadRequestError", 500: "InternalServerError", 503: "ServiceUnavailableError"}[status]
-    return dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
+    return dumps({"error": {"message": message, "type": ERRORS[status], "param": None, "code": status}})
 
 
-def refusal(kind: Kind, message: str) -> bytes:
+def refusal(kind: Kind, message: str, status: int = 400) -> bytes:
     """Of a request that was read: vLLM's own word for the type, also in Anthropic's envelope."""
     if kind == "messages":
-        return dumps({"type": "error", "error": {"type": "BadRequestError", "message": message}})
-    return error(400, message)
+        return dumps({"type": "error", "error": {"type": ERRORS[status], "message": message}})
+    return error(status, message)
+
+
+def fault(kind: Kind) -> bytes | None:
+    """What is left of a stream in which the engine says FAULT. None: it breaks off."""
+    match kind:
+        case "responses":
+            return None
+        case "messages":
+            message = "2 validation errors for ChatCompletionStreamResponse"
+            told = {"type": "error", "error": {"type": "internal_error", "message": message}}
+            return event(dumps(told), "error")
+        case _:
+            return event(error(500, FAULT)) + DONE
 
 
 def dumps(value: object) -> bytes:

@@ -32,6 +32,8 @@ def read(body: bytes) -> Asked:
         raise ValueError("the body is not a JSON object")  # noqa: TRY004  # it is input
     options = request.get("stream_options") or {}
     limit = next((request[name] for name in _LIMITS if request.get(name)), None)
+    if not isinstance(options, dict) or not isinstance(limit, int | None):
+        raise ValueError("stream_options or a limit on tokens is of the wrong type")  # noqa: TRY004  # it is input
     return Asked(request.get("stream") is True, options.get("include_usage") is True, limit)
 
 

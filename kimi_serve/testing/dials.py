@@ -18,6 +18,7 @@ Failure = Literal[
     "hang_mid_stream",  # after_tokens frames, then silence
     "die_mid_stream",  # after_tokens frames, then the connection is gone
     "malformed",  # after_tokens frames, then bytes that are not HTTP
+    "fault",  # 500, or in a stream what vLLM's routes make of it after their opening frames
 ]
 FAILURES: Final = get_args(Failure)
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import uuid
+from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
 from kimi_serve.testing import answers, asked, serving
-from kimi_serve.testing.answers import ROUTES, Spoken
+from kimi_serve.testing.answers import ROUTES, Kind, Spoken
 from kimi_serve.testing.asked import Asked
 from kimi_serve.testing.dials import Dials, from_command_line, turned_by
 from kimi_serve.testing.image_memory import ImageMemory
@@ -36,6 +38,7 @@ class FakeEngine:
         self.record = Record()
         self.images = ImageMemory()
         self.instance = uuid.uuid4().hex
+        self.once: deque[Mapping[str, object]] = deque()  # changes of the dials, each for one request to come
 
     def restart(self) -> None:
         """As one that was started anew at the same place."""
@@ -62,9 +65,11 @@ class FakeEngine:
             await _send(send, 400, answers.refusal(kind, refusal))
             return
         answer = answers.to(kind, dials, wanted)
-        await _Exchange(self.record, request, scope, receive, send, dials, wanted, answer).run()
+        await _Exchange(self.record, request, scope, receive, send, kind, dials, wanted, answer).run()
 
     def _dials_of(self, scope: Scope) -> Dials:
+        if self.once:
+            return self.dials.turned(self.once.popleft())
         changes = next((value for key, value in scope["headers"] if key == b"x-fake-engine"), None)
         return self.dials if changes is None else turned_by(self.dials, changes)
 
@@ -111,12 +116,13 @@ class _Exchange:
         scope: Scope,
         receive: Receive,
         send: Send,
+        kind: Kind,
         dials: Dials,
         asked: Asked,
         answer: Spoken,
     ) -> None:
         self._record, self._request, self._scope, self._send = record, request, scope, send
-        self._dials, self._asked, self._answer = dials, asked, answer
+        self._kind, self._dials, self._asked, self._answer = kind, dials, asked, answer
         self._gone = asyncio.ensure_future(receive())  # the body is read: what comes now is http.disconnect
         self._frames = 0
         self._has_ended = False
@@ -142,6 +148,9 @@ class _Exchange:
         match dials.fail:
             case "refuse":
                 await self._hang_up()
+                return
+            case "fault" if not self._asked.stream:
+                await _send(self._send, 500, answers.refusal(self._kind, answers.FAULT, 500))
                 return
             case "500" | "503":
                 await _send(self._send, int(dials.fail), answers.error(int(dials.fail), "the dial says so"))
@@ -194,6 +203,14 @@ class _Exchange:
                 self._has_ended = True
                 serving.transport_of(self._scope).write(_NOT_HTTP)
                 await asyncio.wait({self._gone})
+            case "fault":
+                await self._fail()
+
+    async def _fail(self) -> None:
+        if (said := answers.fault(self._kind)) is None:
+            await self._hang_up()
+        else:
+            await self._send({"type": "http.response.body", "body": said, "more_body": False})
 
     async def _hang_up(self) -> None:
         self._has_ended = True  # it is the engine that leaves, and no abort to record

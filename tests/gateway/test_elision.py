@@ -126,6 +126,49 @@ def test_an_engine_that_forgot_gets_them_again_and_the_client_sees_one_clean_ans
     assert [replica.ejections for replica in front.gateway.fleet.snapshot()] == [0]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", BODIES)
+def test_an_engine_whose_two_caches_disagree_is_asked_again_before_the_client_hears_of_it(
+    start: Start, kind: Kind, stream: bool
+) -> None:
+    front = start(dials={**REMEMBERS, "tokens": 3, "text": " ha"})
+    for turn in range(2):  # with the bytes and without
+        front.engines[0].once.append({"fail": "fault"})
+        answer = json.dumps(ask(front, [A], kind, stream=stream))
+        assert answer.count(" ha") >= 1
+        assert "error" not in answer.replace('"error": null', "")
+        assert metric(front, "elision_misses_total") == turn + 1
+    assert [sent(front, index)[0].has_bytes for index in range(4)] == [True, True, False, True]
+
+
+def test_an_engine_that_fails_twice_has_failed(start: Start) -> None:
+    front = start()
+    front.engines[0].once.extend([{"fail": "fault"}] * 2)
+    answer = front.http.post(PATHS["chat"], json={"model": MODEL, **chat([A])})
+    assert answer.status_code == 500
+    front.engines[0].once.extend([{"fail": "fault"}] * 2)
+    text = front.http.post(PATHS["chat"], json={"model": MODEL, "stream": True, **chat([A])}).text
+    assert "Internal server error" in text
+    assert front.engines[0].record.count == 4
+    front.assert_idle()
+
+
+def test_a_text_that_fails_is_not_asked_again(start: Start) -> None:
+    front = start()
+    front.engines[0].once.append({"fail": "fault"})
+    assert front.chat("hello").status_code == 500
+    assert front.engines[0].record.count == 1
+
+
+def test_a_fault_is_no_reason_to_ask_again_where_the_retries_are_used_up(start: Start) -> None:
+    front = start(replicas={"retry_percent": 0})
+    while front.gateway.retries.try_spend():
+        pass
+    front.engines[0].once.append({"fail": "fault"})
+    assert front.http.post(PATHS["chat"], json={"model": MODEL, **chat([A])}).status_code == 500
+    assert front.engines[0].record.count == 1
+
+
 def test_a_clients_own_name_never_reaches_an_engine(start: Start) -> None:
     front = start()
     ours = {**image(f"data:image/png;base64,{A}"), "uuid": "evil"}
