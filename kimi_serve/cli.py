@@ -10,6 +10,7 @@ from pathlib import Path
 from kimi_serve import __version__
 from kimi_serve.errors import KimiServeError, LaunchError
 from kimi_serve.launch import doctor, engine, flags, up
+from kimi_serve.quantize import options as quantize_options
 
 PASSED_ON = "every other option goes to `vllm serve` as it is, and wins over the default chosen here"
 
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_gateway(verbs)
     _add_keys(verbs)
     _add_doctor(verbs)
+    _add_quantize(verbs)
     return parser
 
 
@@ -111,6 +113,17 @@ def _add_doctor(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     verb.add_argument("--json", action="store_true", help="one JSON line")
 
 
+def _add_quantize(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "quantize",
+        help="write a checkpoint in int4 or int8, as vLLM loads it",
+        description="Write a quantized copy of a checkpoint, in the compressed-tensors format that vLLM loads. "
+        "Stopped at any point, the same command goes on; docs/quantize.md says what is quantized and how well.",
+        allow_abbrev=False,
+    )
+    quantize_options.add_arguments(verb)
+
+
 def _run(options: argparse.Namespace, others: list[str]) -> int:
     if options.verb == "doctor":
         if others:
@@ -122,6 +135,8 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         return _gateway(options)
     if options.verb == "keys":
         return _keys(options, others)
+    if options.verb == "quantize":
+        return _quantize(options, others)
     model, passed_on = split_model(others)
     if options.verb == "engine":
         return _engine(options, model, passed_on)
@@ -174,6 +189,18 @@ def _keys(options: argparse.Namespace, others: list[str]) -> int:
     from kimi_serve.gateway import keys_command
 
     print(keys_command.run(options))
+    return 0
+
+
+def _quantize(options: argparse.Namespace, others: list[str]) -> int:
+    if others:
+        raise LaunchError(f"{others[0]}: not an option of quantize")
+    for package in ("torch", "tqdm"):
+        if importlib.util.find_spec(package) is None:
+            raise LaunchError(f"quantize: {package} is not installed; it comes with vLLM")
+    from kimi_serve.quantize import command
+
+    print(command.run(quantize_options.from_arguments(options)))
     return 0
 
 

@@ -6,9 +6,11 @@ KimiServeError
     TokenizerError   a vocabulary file is malformed, or a token id is outside the embedding
     CheckpointError  a checkpoint's weights do not match its configuration
     ChatError        a conversation cannot be rendered
+    QuantizeError    a checkpoint cannot be quantized as it was asked
+    KernelError      the compiled kernels are missing, or a call does not fit them
     LaunchError      an engine cannot be started on this machine, or stopped while it was supervised
 
-All but the root and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only know the
+All but the root, KernelError and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only know the
 standard library (vLLM's request validation) answer 400 to those.
 """
 
@@ -35,6 +37,14 @@ class CheckpointError(KimiServeError, ValueError):
 
 class ChatError(KimiServeError, ValueError):
     """A conversation cannot be rendered."""
+
+
+class QuantizeError(KimiServeError, ValueError):
+    """A checkpoint cannot be quantized as it was asked."""
+
+
+class KernelError(KimiServeError):
+    """The compiled kernels are missing, or a call does not fit them."""
 
 
 class LaunchError(KimiServeError):
