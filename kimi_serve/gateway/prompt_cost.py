@@ -13,7 +13,7 @@ from kimi_serve.inputs import chat
 from kimi_serve.inputs.geometry import Geometry
 from kimi_serve.inputs.tokenizer import Tokenizer
 from kimi_serve.protocol import settled
-from kimi_serve.protocol.errors import ApiError, short
+from kimi_serve.protocol.errors import ApiError, kind_of, short
 
 OPTIONS = ("add_generation_prompt", "continue_final_message")
 
@@ -83,7 +83,7 @@ class Meter:
     def _count(self, prompt: object) -> int:
         if isinstance(prompt, str):
             return len(self.tokenizer.encode(prompt))
-        if isinstance(prompt, list) and all(type(i) is int for i in prompt):
+        if isinstance(prompt, list) and prompt and all(type(i) is int and i >= 0 for i in prompt):
             return len(prompt)
         raise ApiError("invalid_value", "prompt: expected text, token ids, or a list of either", param="prompt")
 
@@ -115,15 +115,21 @@ def require_fit(
 def _options(body: Mapping[str, object]) -> dict[str, bool]:
     """At the engine the request's own fields win over chat_template_kwargs, also where they are left out."""
     given = {name: body[name] for name in OPTIONS if body.get(name) is not None}
-    extra = body.get("chat_template_kwargs") or {}
-    if isinstance(extra, Mapping):
-        if extra.get("tools") is not None:
-            message = "chat_template_kwargs.tools: is not supported; send them as tools"
-            raise ApiError("invalid_value", message, param="chat_template_kwargs")
-        if extra.get("keep_thoughts") is not None:
-            given["keep_thoughts"] = extra["keep_thoughts"]
+    extra = body.get("chat_template_kwargs")
+    if extra is not None:
+        given |= _extra_options(extra)
     for name, value in given.items():
         if not isinstance(value, bool):
             what = f"{name}: {short(value)} is not supported; expected true or false"
             raise ApiError("invalid_value", what, param=name)
     return {name: bool(value) for name, value in given.items()}
+
+
+def _extra_options(extra: object) -> dict[str, object]:
+    if not isinstance(extra, Mapping):
+        what = f"chat_template_kwargs: {kind_of(extra)} is not supported; expected an object"
+        raise ApiError("invalid_value", what, param="chat_template_kwargs")
+    if extra.get("tools") is not None:
+        message = "chat_template_kwargs.tools: is not supported; send them as tools"
+        raise ApiError("invalid_value", message, param="chat_template_kwargs")
+    return {"keep_thoughts": extra["keep_thoughts"]} if extra.get("keep_thoughts") is not None else {}

@@ -15,15 +15,16 @@ from kimi_serve.gateway import body
 from kimi_serve.gateway.answer import caller_of
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.prepare import measure, model_of
-from kimi_serve.gateway.routes.documented import ERRORS, MESSAGES, RESPONSES, TOKENIZE, takes
+from kimi_serve.gateway.routes import schemas
+from kimi_serve.gateway.routes.documented import errors, gives, takes
 from kimi_serve.protocol import anthropic, chat, responses
 from kimi_serve.protocol.chat import ChatRequest, Json
 from kimi_serve.protocol.errors import ApiError
 
-router = APIRouter(responses=ERRORS)
+router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=errors() | gives(schemas.MODELS, "The models"))
 async def models(request: Request) -> JSONResponse:
     """The models that a ready engine serves and this key may use."""
     gateway: Gateway = request.state.gateway
@@ -36,7 +37,9 @@ async def models(request: Request) -> JSONResponse:
     return JSONResponse({"object": "list", "data": listed})
 
 
-@router.post("/tokenize", openapi_extra=takes(TOKENIZE))
+@router.post(
+    "/tokenize", responses=errors() | gives(schemas.TOKENS, "The tokens"), openapi_extra=takes(schemas.TOKENIZE)
+)
 async def tokenize(request: Request) -> JSONResponse:
     """The tokens of a prompt or a conversation, pictures included; `image_tokens` counts each picture's."""
     gateway: Gateway = request.state.gateway
@@ -61,14 +64,22 @@ async def tokenize(request: Request) -> JSONResponse:
     return JSONResponse(found)
 
 
-@router.post("/v1/messages/count_tokens", openapi_extra=takes(MESSAGES))
+@router.post(
+    "/v1/messages/count_tokens",
+    responses=errors(schemas.ANTHROPIC_ERROR) | gives(schemas.INPUT_TOKENS, "The count"),
+    openapi_extra=takes(schemas.MESSAGES_COUNT),
+)
 async def count_messages(request: Request) -> JSONResponse:
     """The tokens of an Anthropic request, tools and pictures included; asks no engine."""
     tokens = await _count(request, lambda body: anthropic.parse(body, needs_max_tokens=False).chat)
     return JSONResponse({"input_tokens": tokens})
 
 
-@router.post("/v1/responses/input_tokens", openapi_extra=takes(RESPONSES))
+@router.post(
+    "/v1/responses/input_tokens",
+    responses=errors() | gives(schemas.RESPONSES_TOKENS, "The count"),
+    openapi_extra=takes(schemas.RESPONSES_COUNT),
+)
 async def count_input(request: Request) -> JSONResponse:
     """The tokens of a Responses request, tools and pictures included; asks no engine."""
     tokens = await _count(request, responses.parse)
@@ -88,13 +99,19 @@ async def _count(request: Request, parse: Callable[[Json], ChatRequest]) -> int:
         return cost.tokens
 
 
-@router.get("/livez")
+@router.get("/livez", responses=gives(schemas.LIVENESS, "Alive"))
 async def livez() -> JSONResponse:
     """200 while the process answers."""
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    responses={
+        **gives(schemas.READINESS, "Ready"),
+        503: {"description": "Not ready", "content": {"application/json": {"schema": schemas.READINESS}}},
+    },
+)
 async def readyz(request: Request) -> JSONResponse:
     """200 while new requests are taken and an engine is ready for them."""
     gateway: Gateway = request.state.gateway
@@ -105,7 +122,9 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse({"status": state, "engines": engines}, 200 if ready else 503)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics", responses={200: {"description": "Metrics", "content": {"text/plain": {}}}}, response_class=Response
+)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     gateway: Gateway = request.state.gateway
