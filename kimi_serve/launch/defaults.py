@@ -92,7 +92,10 @@ def _cpu_flags(
     said: dict[str, str], environ: Mapping[str, str], machine: Machine, footprint: Footprint | None
 ) -> tuple[dict[str, str], list[str]]:
     """The block size stays vLLM's: 128, and 16 on the reference MLA backend, where nothing else runs."""
-    chosen = {"--max-num-seqs": str(min(64, max(8, 8 * machine.cores)))}
+    chosen = {
+        "--max-num-seqs": str(min(64, max(8, 8 * machine.cores))),
+        "--mm-processor-cache-gb": f"{sizes.image_cache(machine.memory_available):g}",
+    }
     notes = []
     if not machine.compiler:
         notes.append("no C++ compiler found: torch.compile is off, and answers are slower")

@@ -55,6 +55,16 @@ def test_a_missing_config_file_is_named() -> None:
         plan(machine(), SMALL, "--config", "/nowhere")
 
 
+@pytest.mark.parametrize(
+    ("free_gib", "cache_gib"), [(2, "0.25"), (7, "0.25"), (16, "1"), (23, "1.25"), (64, "4"), (512, "4")]
+)
+def test_processed_images_get_a_sixteenth_of_the_memory_and_no_more_than_vllm_gives(
+    free_gib: int, cache_gib: str
+) -> None:
+    made = plan(machine(memory_available=free_gib << 30), None)
+    assert chosen(made)["--mm-processor-cache-gb"] == cache_gib
+
+
 def test_with_amx_the_whole_context_is_served_and_the_largest_image_fits_one_chunk() -> None:
     made = chosen(plan(machine(memory_available=64 << 30), LARGE))
     assert made["--max-model-len"] == "131072"

@@ -150,7 +150,8 @@ def test_a_name_in_a_data_url_is_read_where_a_route_has_no_field_for_it(server: 
     def ask(sent: str, name: str) -> Reply:
         source = {"type": "base64", "media_type": f"image/png;uuid={name}", "data": sent}
         parts = [{"type": "image", "source": source}, {"type": "text", "text": "What?"}]
-        return server.post("/v1/messages", {"max_tokens": 8, "messages": [{"role": "user", "content": parts}]})
+        turns = [{"role": "user", "content": parts}]
+        return server.post("/v1/messages", {**GREEDY, "max_tokens": 8, "messages": turns})
 
     first = ask(base64_of(data), "one")
     again = ask("", "one")
