@@ -1,0 +1,1 @@
+"""Fused experts and quantized linears on CPUs: a C++ library and torch operators over it. Knows tensors; never vLLM."""

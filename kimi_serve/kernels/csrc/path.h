@@ -1,0 +1,88 @@
+// One instruction set's work: rows of weights times a panel of tokens. Knows memory layouts; never threads or experts.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "kimi_kernels.h"
+
+namespace kimi {
+
+constexpr int kPanelTokens = 8;  // as many accumulators as fit the sixteen registers of AVX2 beside the weights
+constexpr int kBlock = 32;       // bytes of quantized activations that one token has side by side in a panel
+constexpr int kFloatBlock = 8;   // the same for float activations
+
+// Consecutive rows of one matrix.
+struct Rows {
+    int format;
+    int scale_dtype;
+    int64_t group;    // columns a scale; int8 and bf16: all columns
+    int64_t columns;
+    int64_t count;
+    const uint8_t* data;
+    const void* scales;
+    int64_t row_bytes;
+    int64_t groups;  // scales a row
+
+    Rows from(int64_t first, int64_t rows) const {
+        Rows part = *this;
+        const int64_t width = scale_dtype == KIMI_BFLOAT16 ? 2 : 4;
+        part.count = rows;
+        part.data = data + first * row_bytes;
+        part.scales = static_cast<const char*>(scales) + first * groups * width;
+        return part;
+    }
+};
+
+// Up to eight tokens' activations, interleaved by block: block 0 of every token, block 1 of every token, ...
+// Quantized for int4, a group's even columns come before its odd ones (64 at a time; 32 in groups of 32), which is how
+// the nibbles of 32 (16) bytes of weights fall apart.
+struct Panel {
+    int tokens;
+    const int8_t* quantized;   // null where activations are float
+    const float* values;       // null where they are quantized
+    const float* scales;       // (groups, 8): real value = scale * quantized
+    const float* corrections;  // (groups, 8): -8 * scale * sum of quantized, for weights stored + 8
+};
+
+struct Path {
+    const char* name;
+    bool (*usable)();
+    // y[row * 8 + token], tokens past panel.tokens undefined
+    void (*multiply)(const Rows& rows, const Panel& panel, float* y);
+    // One token: int8 in a panel's column order, a scale and a correction a group; a group that is not finite becomes NaN.
+    void (*quantize)(const void* x, int dtype, int64_t columns, int64_t group, bool int4, int8_t* quantized,
+                     float* scales, float* corrections);
+    void (*gate)(float* gate, const float* up, int64_t count);
+};
+
+extern const Path kPortable;
+#if defined(__x86_64__)
+extern const Path kAvx2;
+#endif
+
+const Path& chosen_path();
+
+inline float from_bf16(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+
+inline uint16_t to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // stays NaN
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline float scale_at(const void* scales, int dtype, int64_t index) {
+    return dtype == KIMI_BFLOAT16 ? from_bf16(static_cast<const uint16_t*>(scales)[index])
+                                  : static_cast<const float*>(scales)[index];
+}
+
+inline float value_at(const void* x, int dtype, int64_t index) { return scale_at(x, dtype, index); }
+
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace kimi

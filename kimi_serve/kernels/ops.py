@@ -1,0 +1,141 @@
+"""torch operators over the library: kimi_serve::linear and kimi_serve::experts. Knows tensors; never a model.
+
+Weights are what a checkpoint holds: int32 (int4, eight a word), int8, or bfloat16. `exact` keeps activations in
+float32; else they become int8, a scale a token for int8 weights and a scale a token and group for int4 weights.
+The operators are defined on import, with shapes for torch.compile; only calling one needs the library.
+"""
+
+import torch
+from torch import Tensor
+
+from kimi_serve.errors import KernelError
+from kimi_serve.kernels.library import load
+
+_FORMATS = {torch.int32: 0, torch.int8: 1, torch.bfloat16: 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_VALUES_A_WORD = {torch.int32: 8}
+
+_definitions = torch.library.Library("kimi_serve", "DEF")
+_definitions.define("linear(Tensor x, Tensor weight, Tensor scales, int group, bool exact) -> Tensor")
+_definitions.define(
+    "experts(Tensor x, Tensor ids, Tensor routing, Tensor gate_up, Tensor gate_up_scales, Tensor down, "
+    "Tensor down_scales, int group, bool exact) -> Tensor"
+)
+
+
+def linear(x: Tensor, weight: Tensor, scales: Tensor, group: int, exact: bool) -> Tensor:
+    """x (tokens, columns), weight (rows, columns or columns/8), scales (rows, groups) -> (tokens, rows) of x's type."""
+    columns = weight.shape[1] * _VALUES_A_WORD.get(weight.dtype, 1)
+    _require(x.ndim == 2 and x.shape[1] == columns, f"x has shape {tuple(x.shape)}; the weights take (tokens, {columns})")
+    _require_scales("scales", weight, scales, group)
+    x, weight, scales = x.contiguous(), weight.contiguous(), scales.contiguous()
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    load().linear(
+        x.shape[0],
+        columns,
+        weight.shape[0],
+        _format(weight),
+        group,
+        _dtype("scales", scales),
+        _dtype("x", x),
+        exact,
+        x.data_ptr(),
+        weight.data_ptr(),
+        scales.data_ptr(),
+        y.data_ptr(),
+    )
+    return y
+
+
+def experts(
+    x: Tensor,
+    ids: Tensor,
+    routing: Tensor,
+    gate_up: Tensor,
+    gate_up_scales: Tensor,
+    down: Tensor,
+    down_scales: Tensor,
+    group: int,
+    exact: bool,
+) -> Tensor:
+    """The weighted sum of the chosen experts' down(silu(gate x) * up x), (tokens, hidden) of x's type.
+
+    x (tokens, hidden); ids, routing (tokens, top_k), an id below 0 counts for nothing; gate_up (experts,
+    2 * intermediate, hidden) with the gate's rows first, down (experts, hidden, intermediate), packed as in `linear`.
+    """
+    values = _VALUES_A_WORD.get(gate_up.dtype, 1)
+    count, hidden, intermediate = down.shape[0], down.shape[1], down.shape[2] * values
+    expected = (count, 2 * intermediate, hidden // values)
+    _require(
+        tuple(gate_up.shape) == expected and gate_up.dtype == down.dtype,
+        f"gate_up has shape {tuple(gate_up.shape)} of {gate_up.dtype}; down implies {expected} of {down.dtype}",
+    )
+    _require(x.ndim == 2 and x.shape[1] == hidden, f"x has shape {tuple(x.shape)}; the weights take (tokens, {hidden})")
+    _require(
+        ids.shape == routing.shape and ids.ndim == 2 and ids.shape[0] == x.shape[0],
+        f"ids {tuple(ids.shape)} and routing {tuple(routing.shape)} must both be (tokens, top_k) of {x.shape[0]} tokens",
+    )
+    _require(ids.dtype in (torch.int32, torch.int64), f"ids are {ids.dtype}; expected int32 or int64")
+    _require_scales("gate_up_scales", gate_up, gate_up_scales, group)
+    _require_scales("down_scales", down, down_scales, group)
+    x, ids, routing = x.contiguous(), ids.contiguous(), routing.float().contiguous()
+    matrices = [tensor.contiguous() for tensor in (gate_up, gate_up_scales, down, down_scales)]
+    out = torch.empty_like(x)
+    load().experts(
+        x.shape[0],
+        ids.shape[1],
+        count,
+        hidden,
+        intermediate,
+        _format(gate_up),
+        group,
+        _dtype("scales", down_scales),
+        _dtype("x", x),
+        exact,
+        ids.element_size(),
+        x.data_ptr(),
+        ids.data_ptr(),
+        routing.data_ptr(),
+        *(matrix.data_ptr() for matrix in matrices),
+        out.data_ptr(),
+    )
+    return out
+
+
+def _fake_linear(x: Tensor, weight: Tensor, scales: Tensor, group: int, exact: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _fake_experts(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_definitions.impl("linear", linear, "CPU")
+_definitions.impl("experts", experts, "CPU")
+torch.library.register_fake("kimi_serve::linear", _fake_linear, lib=_definitions)
+torch.library.register_fake("kimi_serve::experts", _fake_experts, lib=_definitions)
+
+
+def _format(weight: Tensor) -> int:
+    _require(weight.dtype in _FORMATS, f"weights are {weight.dtype}; expected int32 (packed int4), int8 or bfloat16")
+    return _FORMATS[weight.dtype]
+
+
+def _dtype(name: str, tensor: Tensor) -> int:
+    _require(tensor.dtype in _DTYPES, f"{name}: {tensor.dtype} is not supported; supported: float32, bfloat16")
+    return _DTYPES[tensor.dtype]
+
+
+def _require_scales(name: str, weight: Tensor, scales: Tensor, group: int) -> None:
+    """int4 has a scale a group, int8 a scale a row, bfloat16 none."""
+    if weight.dtype == torch.bfloat16:
+        return
+    columns = weight.shape[-1] * _VALUES_A_WORD.get(weight.dtype, 1)
+    groups = columns // group if weight.dtype == torch.int32 and group else 1
+    expected = (*weight.shape[:-1], groups)
+    _require(tuple(scales.shape) == expected, f"{name} has shape {tuple(scales.shape)}; the weights imply {expected}")
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise KernelError(f"kernels: {sentence}")
