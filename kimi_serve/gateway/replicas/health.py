@@ -33,9 +33,8 @@ async def check(session: aiohttp.ClientSession, url: str, timeout_s: float) -> F
         problem = wrong_class(info)
         if problem:
             return Finding(problem)
-        assert isinstance(info, dict)
         models = served_models(await _get_json(session, f"{url}/v1/models", timeout_s))
-        return Finding(None, models, info.get("instance"), info.get("image_cache_bytes"))
+        return Finding(None, models, *caches(info))
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
         return Finding(f"{type(error).__name__}: {error}")
 
@@ -46,6 +45,13 @@ def wrong_class(info: object) -> str | None:
     if isinstance(name, str) and name.startswith(OURS):
         return None
     return f"/plugins/kimi_serve/info: model_class is {name!r}, expected one of {OURS}*"
+
+
+def caches(info: object) -> tuple[str | None, int | None]:
+    """The start whose caches these are, and the size of the images'; None where the engine does not say."""
+    assert isinstance(info, dict)
+    instance, size = info.get("instance"), info.get("image_cache_bytes")
+    return instance if isinstance(instance, str) else None, size if isinstance(size, int) else None
 
 
 def served_models(listing: object) -> dict[str, int]:

@@ -44,6 +44,21 @@ def test_an_engine_that_runs_our_class_is_well_and_says_what_it_serves() -> None
     assert found(SOUND) == Finding(None, {"kimi": 4096, "adapter": 4096})
 
 
+@pytest.mark.parametrize(
+    ("told", "start", "size"),
+    [
+        ({"instance": "a", "image_cache_bytes": 7}, "a", 7),
+        ({}, None, None),
+        ({"instance": 1, "image_cache_bytes": "x"}, None, None),
+    ],
+)
+def test_an_engine_says_which_start_it_is_and_what_it_caches(
+    told: dict[str, object], start: str | None, size: int | None
+) -> None:
+    finding = found({**SOUND, "/plugins/kimi_serve/info": json.dumps({**INFO, **told})})
+    assert (finding.problem, finding.instance, finding.image_cache_bytes) == (None, start, size)
+
+
 @pytest.mark.parametrize("path", list(SOUND))
 @pytest.mark.parametrize("status", [301, 404, 503])
 def test_each_route_must_answer_200(path: str, status: int) -> None:
