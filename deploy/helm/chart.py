@@ -1,6 +1,6 @@
-"""What is written from the chart: its README, the gateway's part of its schema, the golden renders. Knows files and Helm.
+"""What is written from the chart: README, the gateway's part of the schema, golden renders. Knows files and Helm.
 
-    python deploy/helm/chart.py        # or `make chart`; the tests fail while something here is not current
+python deploy/helm/chart.py        # or `make chart`; the tests fail while something here is not current
 """
 
 import json
@@ -126,7 +126,7 @@ def first_comment(example: Path) -> str:
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
-    """Path, default and description of every value: the comment above its line; a section's own stands before its rows."""
+    """Path, default and description of every value: the comment above its line."""
     path: list[str] = []
     comment: list[str] = []
     for line in (CHART / "values.yaml").read_text("utf-8").splitlines():

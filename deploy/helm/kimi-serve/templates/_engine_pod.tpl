@@ -7,7 +7,7 @@ and role: serving (answers requests) or worker (holds layers only). */}}
 metadata:
   labels:
     {{- include "kimi-serve.selector" (list $root "engine") | nindent 4 }}
-    kimi-serve/model: {{ .name }}
+    kimi-serve/model: {{ .name | quote }}
     kimi-serve/role: {{ .role }}
     {{- with $root.Values.commonLabels }}
     {{- toYaml . | nindent 4 }}
@@ -17,17 +17,17 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "kimi-serve.fullname" $root }}
+  serviceAccountName: {{ include "kimi-serve.fullname" $root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- with $root.Values.image.pullSecrets }}
   imagePullSecrets:
     {{- range . }}
-    - name: {{ . }}
+    - name: {{ . | quote }}
     {{- end }}
   {{- end }}
   {{- with $model.runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   securityContext:
     {{- include "kimi-serve.podSecurity" $root | nindent 4 }}
@@ -41,7 +41,7 @@ spec:
   {{- end }}
   containers:
     - name: engine
-      image: {{ $model.image }}
+      image: {{ $model.image | quote }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       args:
         {{- include "kimi-serve.engineArgs" . | nindent 8 }}
@@ -51,7 +51,7 @@ spec:
         {{- if .secret }}
         - name: VLLM_API_KEY
           valueFrom:
-            secretKeyRef: {name: {{ .secret }}, key: {{ .key }}}
+            secretKeyRef: {name: {{ .secret | quote }}, key: {{ .key | quote }}}
         {{- end }}
         {{- end }}
         {{- with $model.env }}
@@ -100,11 +100,11 @@ spec:
         {{- end }}
   volumes:
     - name: cache
-      emptyDir: {sizeLimit: {{ $model.cacheSize }}}
+      emptyDir: {sizeLimit: {{ $model.cacheSize | quote }}}
     - name: tmp
       emptyDir: {sizeLimit: 2Gi}
     - name: shm
-      emptyDir: {medium: Memory, sizeLimit: {{ $model.shmSize }}}
+      emptyDir: {medium: Memory, sizeLimit: {{ $model.shmSize | quote }}}
     {{- with $store }}
     - name: store
       {{- . | nindent 6 }}
@@ -130,7 +130,7 @@ spec:
 - {{ $model.checkpoint | quote }}
 - --host=0.0.0.0
 - --port=8000
-- --served-model-name={{ $model.servedName }}
+- {{ printf "--served-model-name=%s" $model.servedName | quote }}
 - --shutdown-timeout={{ $model.drainSeconds }}
 {{- if gt (int $model.gpus) 1 }}
 - --tensor-parallel-size={{ $model.gpus }}

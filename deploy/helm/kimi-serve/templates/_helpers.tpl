@@ -7,7 +7,7 @@
 {{/* What selectors match: never changes in a release's life. Takes (root, component). */}}
 {{- define "kimi-serve.selector" -}}
 app.kubernetes.io/name: kimi-serve
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -73,10 +73,10 @@ name: {{ include "kimi-serve.fullname" (index . 0) }}-{{ index . 1 }}
 {{- define "kimi-serve.store" -}}
 {{- if .Values.store.image -}}
 image:
-  reference: {{ .Values.store.image }}
+  reference: {{ .Values.store.image | quote }}
   pullPolicy: IfNotPresent
 {{- else if or .Values.store.existingClaim .Values.store.create -}}
 persistentVolumeClaim:
-  claimName: {{ .Values.store.existingClaim | default (printf "%s-store" (include "kimi-serve.fullname" .)) }}
+  claimName: {{ .Values.store.existingClaim | default (printf "%s-store" (include "kimi-serve.fullname" .)) | quote }}
 {{- end }}
 {{- end }}

@@ -32,7 +32,7 @@ capabilities:
 {{/* Waits until a model's download is whole. Takes (root, model, image). */}}
 {{- define "kimi-serve.await" -}}
 - name: await-checkpoint
-  image: {{ index . 2 }}
+  image: {{ index . 2 | quote }}
   imagePullPolicy: {{ (index . 0).Values.image.pullPolicy }}
   command: [sh, -c, 'until [ -e "$0/.complete" ]; do sleep 5; done', {{ (index . 1).checkpoint | quote }}]
   securityContext:

@@ -1,0 +1,31 @@
+"""The chart for values that nobody thought of, drawn from its own schema."""
+
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, assume, given, settings
+
+from deploy.helm import chart
+from tests.deploy import drawn, kubernetes, policy
+
+SCHEMA = json.loads((chart.CHART / "values.schema.json").read_text("utf-8"))
+
+
+@given(drawn.values(SCHEMA))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), phases=[Phase.generate], report_multiple_bugs=False)
+def test_what_the_schema_allows_makes_valid_and_safe_objects(values: dict[str, Any]) -> None:
+    assume(asks_for_what_can_be(values))
+    made = chart.objects(values)
+    version = "1.33" if values.get("store", {}).get("image") else "1.30"
+    assert [problem for one in made for problem in kubernetes.problems(one, version)] == []
+    assert policy.problems(made) == []
+
+
+def asks_for_what_can_be(values: dict[str, Any]) -> bool:
+    """What a schema cannot say, and a template refuses in a sentence: test_chart.py has these cases."""
+    models, store = values.get("models", {}), values.get("store", {})
+    counted = values.get("gateway", {}).get("model", "")
+    downloads = [*models.values(), values.get("engine", {})]
+    has_download = any(model.get("download", {}).get("repository") for model in downloads)
+    has_claim = (store.get("existingClaim") or store.get("create")) and not store.get("image")
+    return (not counted or counted in models) and (not has_download or bool(has_claim))
