@@ -7,6 +7,7 @@ engine learns that nobody listens any more.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -65,6 +66,11 @@ class Chunks:
         self._has_begun = False
         self._first: bytes | None = None
         self._ending: ApiError | None = None
+        self._sleeper: asyncio.Task[object] | None = None  # who waits for the next chunk, and until when
+        self._rings_at = 0.0
+        self._has_rung = False
+        self._waits_on = False  # the wait for this chunk was cut short, and goes on: the engine is no less silent
+        self._bell: asyncio.TimerHandle | None = None
         self._timer = self._loop.call_at(min(self._silent_at, self._ends_at), self._look)
 
     def __aiter__(self) -> Self:
@@ -78,6 +84,22 @@ class Chunks:
             self._first = await anext(self)
         except StopAsyncIteration:
             self._first = b""
+
+    async def next_within(self, seconds: float) -> bytes | None:
+        """The next chunk; None where it takes longer, and nothing is lost. Raises as iteration does, and at its end."""
+        self._rings_at = self._loop.time() + seconds
+        if self._bell is None or self._bell.when() > self._rings_at:
+            self._ring_at(self._rings_at)
+        self._sleeper = asyncio.current_task()
+        try:
+            return await anext(self)
+        except asyncio.CancelledError:
+            if self._has_rung and self._sleeper is not None and self._sleeper.uncancel() == 0:
+                self._waits_on = True
+                return None
+            raise
+        finally:
+            self._sleeper, self._has_rung = None, False
 
     def put_back(self, read: bytes) -> None:
         """All that was read so far, to be read again."""
@@ -93,9 +115,9 @@ class Chunks:
             if not first:
                 raise StopAsyncIteration
             return first
-        if self._has_begun:  # the time that a slow client takes is not the engine's silence
+        if self._has_begun and not self._waits_on:  # the time that a slow client takes is not the engine's silence
             self._silent_at = self._loop.time() + self._timeouts.between_frames_s
-        self._is_reading = True
+        self._is_reading, self._waits_on = True, False
         try:
             chunk = await self._content.readany()
         except (aiohttp.ClientError, OSError) as error:
@@ -115,6 +137,8 @@ class Chunks:
 
     def close(self) -> None:
         self._timer.cancel()
+        if self._bell is not None:
+            self._bell.cancel()
         if self._lost is not None:
             self._lost.remove_done_callback(self._end_where_connection_is_lost)
 
@@ -130,6 +154,22 @@ class Chunks:
             self._content.set_exception(TimeoutError())
         else:
             self._look_again_in(self._silent_at - now if self._is_reading else self._timeouts.between_frames_s)
+
+    def _ring(self) -> None:
+        """Wakes who waits by a cancellation, which costs a wait that is not cut short nothing: no task, no timer."""
+        self._bell = None
+        if self._sleeper is None:
+            return
+        if self._loop.time() < self._rings_at:
+            self._ring_at(self._rings_at)
+        else:
+            self._has_rung = True
+            self._sleeper.cancel()
+
+    def _ring_at(self, when: float) -> None:
+        if self._bell is not None:
+            self._bell.cancel()
+        self._bell = self._loop.call_at(when, self._ring)
 
     def _look_again_in(self, seconds: float) -> None:
         self._timer.cancel()
@@ -185,6 +225,7 @@ class Upstream:
             return opened
 
         self._timeouts = Timeouts() if timeouts is None else timeouts
+        self._unreachable_s = unreachable_s
         connector = aiohttp.TCPConnector(
             limit=connections,
             limit_per_host=connections_per_engine,
@@ -255,6 +296,9 @@ class Upstream:
                 "upstream_error", "the engine takes no connection", stage="connect", received=False
             ) from error
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+                message = f"the engine's machine took nothing for unreachable_s = {self._unreachable_s:g} s"
+                raise UpstreamError("upstream_timeout", message, stage="headers", received=False) from error
             message = "the engine hung up before it answered; send the request again"
             raise UpstreamError("upstream_error", message, stage="headers", received=False) from error
 
