@@ -6,6 +6,7 @@ python deploy/helm/chart.py        # or `make chart`; the tests fail while somet
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 CHART: Final = ROOT / "deploy" / "helm" / "kimi-serve"
 EXAMPLES: Final = tuple(sorted((CHART / "ci").glob("*.yaml")))
 GOLDEN: Final = ROOT / "tests" / "deploy" / "golden"
+
+LOADER: Final = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 # Settings that the templates write themselves, because they follow from the chart's other values.
 OWNED: Final = {
@@ -50,9 +53,14 @@ def values_of(example: Path) -> dict[str, Any]:
 
 def templates(values: dict[str, Any], chart: Path = CHART) -> dict[str, str]:
     """Template name -> what Helm makes of it; those that make nothing are left out."""
+    return dict(_templates(json.dumps(values), chart))
+
+
+@cache
+def _templates(values: str, chart: Path) -> dict[str, str]:
     with Chart.load(chart) as loaded:
-        loaded.validate_schema(values)
-        made = loaded.render(values, name="demo", namespace="serving")
+        loaded.validate_schema(json.loads(values))
+        made = loaded.render(json.loads(values), name="demo", namespace="serving")
     return {path.rpartition("/")[2]: text for path, text in sorted(made.items()) if text.strip()}
 
 
@@ -66,7 +74,7 @@ def objects(values: dict[str, Any], chart: Path = CHART) -> list[dict[str, Any]]
     """The Kubernetes objects."""
     made = templates(values, chart)
     made.pop("NOTES.txt", None)
-    return [one for text in made.values() for one in yaml.safe_load_all(text) if one]
+    return [one for text in made.values() for one in yaml.load_all(text, Loader=LOADER) if one]
 
 
 def schema() -> str:

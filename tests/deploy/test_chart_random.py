@@ -22,10 +22,11 @@ def test_what_the_schema_allows_makes_valid_and_safe_objects(values: dict[str, A
 
 
 def asks_for_what_can_be(values: dict[str, Any]) -> bool:
-    """What a schema cannot say, and a template refuses in a sentence: test_chart.py has these cases."""
-    models, store = values.get("models", {}), values.get("store", {})
-    counted = values.get("gateway", {}).get("model", "")
+    """What is refused for two values that do not go together: test_chart.py has these cases."""
+    models, store, gateway = (values.get(name, {}) for name in ("models", "store", "gateway"))
+    counted, route = gateway.get("model", ""), gateway.get("httpRoute", {})
     downloads = [*models.values(), values.get("engine", {})]
     has_download = any(model.get("download", {}).get("repository") for model in downloads)
     has_claim = (store.get("existingClaim") or store.get("create")) and not store.get("image")
-    return (not counted or counted in models) and (not has_download or bool(has_claim))
+    is_routed = not route.get("enabled") or bool(route.get("parentRefs"))
+    return (not counted or counted in models) and (not has_download or bool(has_claim)) and is_routed
