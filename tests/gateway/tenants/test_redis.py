@@ -61,6 +61,9 @@ class Server:
     def client(self, timeout: float = 5.0) -> Redis:
         return Redis("127.0.0.1", self.port, password=PASSWORD, timeout=timeout)
 
+    def url(self) -> str:
+        return f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/0"
+
     def wipe(self) -> None:
         async def flush() -> None:
             client = self.client()
