@@ -7,7 +7,7 @@ the last byte, an error or a client that leaves, gives all of it back.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -206,22 +206,18 @@ class Exchange:
     async def frames(self, response: Response) -> AsyncGenerator[bytes, None]:
         """The answer of a request that streams, as it comes."""
         keep_alive = self.gateway.settings.stream.keep_alive_s
-        chunks: AsyncIterator[bytes] = self._renamed(response)
         stream = relay(
-            chunks,
+            response.chunks,
             keep_alive_s=keep_alive,
             clock=time.monotonic,
             observe=self._observe,
             dialect=self.work.dialect,
+            rename=self.renamed,
         )
         with self.gateway.leaving.telling(lambda: response.end(draining())):
             async with aclosing(stream):
                 async for part in stream:
                     yield part
-
-    async def _renamed(self, response: Response) -> AsyncGenerator[bytes, None]:
-        async for chunk in response.chunks:
-            yield self.renamed(chunk)
 
     def renamed(self, data: bytes) -> bytes:
         if not self.work.dialect.renames_thoughts:

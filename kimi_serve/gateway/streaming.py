@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -68,21 +68,28 @@ class Observation:
         self.content_frames += frames
 
 
+class Source(Protocol):
+    """An engine's answer as it comes."""
+
+    async def next_within(self, seconds: float) -> bytes | None:
+        """The next chunk; None where it takes longer. Raises ApiError, and StopAsyncIteration at its end."""
+
+
 async def relay(
-    chunks: AsyncIterator[bytes],
+    source: Source,
     *,
     keep_alive_s: float,
     clock: Callable[[], float],
     observe: Callable[[Observation], None],
     dialect: Dialect = CHAT,
+    rename: Callable[[bytes], bytes] = lambda frames: frames,
 ) -> AsyncGenerator[bytes, None]:
     """Whole frames, byte for byte, in the groups in which they came; an error event where the engine fails; the end.
 
-    Reads one chunk ahead of its reader and no more. Close it (contextlib.aclosing) to stop at once. `observe` is
-    called when it ends, however that is.
+    Reads nothing ahead of its reader. Close it (contextlib.aclosing) to stop at once. `observe` is called when it ends,
+    however that is. `rename` may change names in whole frames.
     """
     seen = Observation(clock())
-    source = _OneAhead(chunks)
     stream = _Frames(seen, clock, dialect)
     try:
         while not stream.is_done:
@@ -93,7 +100,7 @@ async def relay(
                 continue
             if passed := stream.take(chunk):
                 seen.sent_bytes += len(passed)
-                yield passed
+                yield rename(passed)
         with suppress(ApiError, StopAsyncIteration):
             await source.next_within(_LINGER_S)
         seen.outcome = "failed" if seen.error else "complete"
@@ -108,7 +115,6 @@ async def relay(
         seen.outcome = "left"
         raise
     finally:
-        await source.close()
         observe(seen)
 
 
@@ -156,88 +162,6 @@ class _Frames:
         """How a stream that has begun ends without success."""
         self._seen.error = error.code
         return self._dialect.failure(error, self._passed)
-
-
-class _OneAhead:
-    """Reads an iterator in a task of its own, so that waiting for it can be interrupted without disturbing it.
-
-    It holds one item at most. A task for every wait would do too, and costs several times as much.
-    """
-
-    def __init__(self, items: AsyncIterator[bytes]) -> None:
-        self._items = items
-        self._loop = asyncio.get_running_loop()
-        self._item: bytes | None = None
-        self._has_ended = False
-        self._arrival: asyncio.Future[bool] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._reader = self._loop.create_task(self._read())
-
-    async def next_within(self, seconds: float) -> bytes | None:
-        """The next item; None where it takes longer. Raises what the iterator raises, StopAsyncIteration at its end."""
-        if self._item is None and not self._has_ended and not await self._arrives_within(seconds):
-            return None
-        item, self._item = self._item, None
-        if item is None:
-            await self._reader  # raises what ended it
-            raise StopAsyncIteration
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        return item
-
-    async def close(self) -> None:
-        """Cancels a read under way and waits for its end, in which the iterator lets go of what it holds."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._reader.cancel()
-        await asyncio.wait({self._reader})
-        if not self._reader.cancelled():
-            self._reader.exception()  # told already, or of no interest any more
-
-    async def _read(self) -> None:
-        try:
-            async for item in self._items:
-                self._item = item
-                self._tell(True)
-                if self._item is not None:
-                    self._room = self._loop.create_future()
-                    await self._room
-        finally:
-            self._has_ended = True
-            if isinstance(self._items, AsyncGenerator):
-                await self._items.aclose()
-            self._tell(True)
-
-    def _tell(self, has_arrived: bool) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(has_arrived)
-
-    async def _arrives_within(self, seconds: float) -> bool:
-        self._due = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._due:
-            self._look_at(self._due)
-        self._arrival = self._loop.create_future()
-        try:
-            return await self._arrival
-        finally:
-            self._arrival = None
-
-    def _look_at(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._look)
-
-    def _look(self) -> None:
-        """One timer for all waits, moved on when it fires too early: cheaper than setting one for every chunk."""
-        self._timer = None
-        if self._arrival is None or self._arrival.done():
-            return
-        if self._loop.time() >= self._due:
-            self._tell(False)
-        else:
-            self._look_at(self._due)
 
 
 class ClientGoneError(KimiServeError):

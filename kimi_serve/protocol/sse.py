@@ -36,6 +36,8 @@ class Splitter:
     def feed(self, chunk: bytes) -> list[bytes]:
         """The frames that this chunk completes. Raises FrameTooLargeError; the stream cannot be read on after it."""
         fresh = not self._rest
+        if fresh and (whole := self._whole(chunk)):
+            return whole
         cr = self._has_cr or b"\r" in chunk
         searched = 0
         if not fresh:
@@ -60,6 +62,15 @@ class Splitter:
     @property
     def is_inside_frame(self) -> bool:
         return bool(self._rest)
+
+    def _whole(self, chunk: bytes) -> list[bytes] | None:
+        """How engines send: whole frames, most often one. None where it is anything else."""
+        if not chunk.endswith(b"\n\n") or b"\r" in chunk or self._has_cr or len(chunk) > self._max:
+            return None
+        if chunk.find(b"\n\n") == len(chunk) - 2:
+            return [chunk]
+        frames = [frame + b"\n\n" for frame in chunk.split(b"\n\n")]
+        return frames[:-1] if frames[-1] == b"\n\n" else None
 
     def _cut_by_lf(self, data: bytes | bytearray, searched: int) -> tuple[list[bytes], int]:
         frames, start = [], 0

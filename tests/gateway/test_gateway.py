@@ -210,7 +210,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(start: Start) -> None:
 
 
 def test_a_queue_that_is_full_says_when_to_come_back(start: Start) -> None:
-    front = start(dials={"ttft_s": 5.0}, admission={"requests": 1, "waiting": 0})
+    front = start(dials={"itl_s": 0.5}, admission={"requests": 1, "waiting": 0})
     with httpx.Client(base_url=front.url, timeout=10, trust_env=False) as other:
         body = {"model": MODEL, "messages": HELLO, "stream": True}
         with other.stream("POST", "/v1/chat/completions", json=body):

@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -28,31 +28,36 @@ USAGE = event('{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
 
 @dataclass
 class Source:
-    """Chunks with pauses in seconds between them; counts what is pulled, and notes that it was closed."""
+    """Chunks with pauses in seconds between them; counts what is pulled."""
 
     items: Sequence[bytes | float | Exception]
     pulled: int = 0
-    is_closed: bool = False
+    at: int = 0
+    slept: float = 0.0
 
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        try:
-            for item in self.items:
-                if isinstance(item, Exception):
-                    raise item
-                if isinstance(item, float):
-                    await asyncio.sleep(item)
-                else:
-                    self.pulled += 1
-                    yield item
-        finally:
-            self.is_closed = True
+    async def next_within(self, seconds: float) -> bytes | None:
+        while self.at < len(self.items):
+            item = self.items[self.at]
+            if isinstance(item, float):
+                part = min(seconds, item - self.slept)
+                await asyncio.sleep(part)
+                self.slept, seconds = self.slept + part, seconds - part
+                if self.slept < item:
+                    return None
+            self.at, self.slept = self.at + 1, 0.0
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, bytes):
+                self.pulled += 1
+                return item
+        raise StopAsyncIteration
 
 
 def relayed(*items: bytes | float | Exception, keep_alive_s: float = 5.0) -> tuple[list[bytes], Observation]:
     async def collect() -> list[bytes]:
-        parts = aiter(Source(items))
+        source = Source(items)
         return [
-            part async for part in relay(parts, keep_alive_s=keep_alive_s, clock=time.monotonic, observe=seen.append)
+            part async for part in relay(source, keep_alive_s=keep_alive_s, clock=time.monotonic, observe=seen.append)
         ]
 
     seen: list[Observation] = []
@@ -158,33 +163,29 @@ def test_a_stream_that_keeps_coming_gets_no_keep_alive() -> None:
     assert KEEP_ALIVE not in parts
 
 
-def test_no_more_than_one_chunk_is_read_ahead() -> None:
+def test_nothing_is_read_ahead() -> None:
     async def dawdle() -> None:
         source = Source([TOKEN] * 100)
-        async with contextlib.aclosing(relay(aiter(source), keep_alive_s=1, clock=time.monotonic, observe=id)) as parts:
+        async with contextlib.aclosing(relay(source, keep_alive_s=1, clock=time.monotonic, observe=id)) as parts:
             for taken in range(1, 20):
                 await anext(parts)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                assert source.pulled <= taken + 1
+                assert source.pulled == taken
 
     asyncio.run(dawdle())
 
 
 @pytest.mark.parametrize("items", [[TOKEN] * 3, [TOKEN, 60.0]])
-def test_closing_closes_the_source_at_once(items: list[bytes | float]) -> None:
-    async def leave() -> tuple[Source, Observation]:
+def test_closing_ends_it_at_once(items: list[bytes | float]) -> None:
+    async def leave() -> Observation:
         seen: list[Observation] = []
-        source = Source(items)
-        parts = relay(aiter(source), keep_alive_s=1, clock=time.monotonic, observe=seen.append)
+        parts = relay(Source(items), keep_alive_s=1, clock=time.monotonic, observe=seen.append)
         await anext(parts)
-        await asyncio.sleep(0.01)
         await parts.aclose()
-        assert source.is_closed
-        return source, seen[0]
+        return seen[0]
 
-    _, seen = asyncio.run(leave())
-    assert seen.outcome == "left"
+    assert asyncio.run(leave()).outcome == "left"
 
 
 def test_work_is_cancelled_when_the_client_leaves() -> None:
@@ -241,18 +242,34 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def parts(self, body: bytes, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
-        chunks = self.chunks(body, headers)
-        passed = relay(chunks, keep_alive_s=self.keep_alive_s, clock=time.monotonic, observe=self.seen.append)
-        async with contextlib.aclosing(passed):
+        source = Counted(self, body, headers)
+        passed = relay(source, keep_alive_s=self.keep_alive_s, clock=time.monotonic, observe=self.seen.append)
+        async with contextlib.aclosing(source), contextlib.aclosing(passed):
             async for part in passed:
                 yield part
 
-    async def chunks(self, body: bytes, headers: dict[str, str]) -> AsyncIterator[bytes]:
-        assert self.upstream is not None
-        async with self.upstream.open(self.engine, CHAT, body, headers, timeouts=self.timeouts) as response:
-            async for chunk in response.chunks:
-                self.pulled += len(chunk)
-                yield chunk
+
+class Counted:
+    """The engine's answer, which is waited for like its chunks; notes with the gateway how many bytes were read."""
+
+    def __init__(self, gateway: Gateway, body: bytes, headers: dict[str, str]) -> None:
+        assert gateway.upstream is not None
+        self.gateway, self.held = gateway, contextlib.AsyncExitStack()
+        answer = gateway.upstream.open(gateway.engine, CHAT, body, headers, timeouts=gateway.timeouts)
+        self.opening = asyncio.ensure_future(self.held.enter_async_context(answer))
+
+    async def next_within(self, seconds: float) -> bytes | None:
+        done, _ = await asyncio.wait({self.opening}, timeout=seconds)
+        if not done:
+            return None
+        chunk = await self.opening.result().chunks.next_within(seconds)
+        self.gateway.pulled += len(chunk or b"")
+        return chunk
+
+    async def aclose(self) -> None:
+        self.opening.cancel()
+        await asyncio.wait({self.opening})
+        await self.held.aclose()
 
 
 @dataclass
@@ -435,7 +452,7 @@ def test_a_route_of_fastapi_may_return_it_and_its_client_may_leave() -> None:
 
     @app.post("/")
     async def route(request: Request) -> SseResponse:
-        tokens = aiter(Source([TOKEN] * int(await request.body()) + [60.0]))
+        tokens = Source([TOKEN] * int(await request.body()) + [60.0])
         return SseResponse(relay(tokens, keep_alive_s=5, clock=time.monotonic, observe=seen.append))
 
     with in_thread(app) as served, socket.create_connection(("127.0.0.1", served.port), timeout=5) as client:

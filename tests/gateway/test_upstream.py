@@ -1,6 +1,7 @@
 """The connection to an engine over real sockets: what it sends, how it fails, and how it ends."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import socket
@@ -209,6 +210,42 @@ def test_time_in_which_nobody_reads_is_not_the_engines_silence(url: str) -> None
             return first + await response.read()
 
     assert asyncio.run(slowly()).count(b'" token"') == 5
+
+
+def test_a_wait_that_is_cut_short_loses_nothing_and_disturbs_nobody(url: str) -> None:
+    async def impatient() -> tuple[bytes, int]:
+        heard, waits = b"", 0
+        async with (
+            Upstream() as upstream,
+            upstream.open(url, CHAT, STREAM, dialled(itl_s=0.05, tokens=20)) as response,
+        ):
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    chunk = await response.chunks.next_within(0.02)
+                    heard, waits = heard + (chunk or b""), waits + (chunk is None)
+            await asyncio.sleep(0.05)  # a cancellation left over would end this
+        return heard, waits
+
+    heard, waits = asyncio.run(impatient())
+    assert heard.count(b'" token"') == 20
+    assert waits >= 10
+
+
+def test_who_cancels_a_wait_is_heard_though_it_would_be_cut_short(url: str) -> None:
+    async def cancelled() -> bool:
+        async with (
+            Upstream() as upstream,
+            upstream.open(url, CHAT, STREAM, dialled(fail="hang_mid_stream", after_tokens=1)) as response,
+        ):
+            await anext(response.chunks)
+            waiting = asyncio.create_task(response.chunks.next_within(0.02))
+            await asyncio.sleep(0)
+            time.sleep(0.05)  # now both are due in the same turn of the loop
+            asyncio.get_running_loop().call_soon(waiting.cancel)
+            await asyncio.wait({waiting})
+            return waiting.cancelled()
+
+    assert asyncio.run(cancelled())
 
 
 def test_leaving_before_the_end_makes_the_engine_abort(url: str, engine: FakeEngine) -> None:
