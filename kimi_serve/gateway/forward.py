@@ -109,7 +109,6 @@ class Exchange:
         m.images.labels(tenant).inc(len(cost.image_tokens))
         m.reserved_tokens.labels(tenant).inc(self.work.output_tokens)
         m.worked(self.caller.tenant, estimate.weight)
-        m.body_bytes.observe(self.work.body.size)
         m.request_tokens.observe(cost.tokens)
         m.request_images.observe(len(cost.image_tokens))
 
@@ -150,7 +149,7 @@ class Exchange:
             if response.status == 200:
                 await response.begin()  # until then nothing has gone to the client, and another engine may do
         except UpstreamError as error:
-            call.failed()
+            (call.refused if _was_refused(error) else call.failed)()
             stage.error = error.code
             return error
         if response.status >= 400:

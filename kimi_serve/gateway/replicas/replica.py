@@ -162,6 +162,12 @@ class Call:
                 self._replica.holdings.clear()
                 logger.warning("replica ejected", extra={"replica": self._replica.url})
 
+    def refused(self) -> None:
+        """Nobody listens there: it is not ready, whatever the last check found, until the next good one."""
+        if self._end("failed"):
+            self._replica._breaker.abandoned(self._ticket)
+            self._replica.note(Finding("it takes no connections"))
+
     def abandoned(self) -> None:
         if self._end("abandoned"):
             self._replica._breaker.abandoned(self._ticket)
