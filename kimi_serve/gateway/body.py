@@ -7,6 +7,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from kimi_serve.gateway.admission.ledger import Reservation
+from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.journey import Journey
 from kimi_serve.gateway.settings import Body
 from kimi_serve.gateway.streaming import ClientGoneError
@@ -21,6 +22,8 @@ async def read(request: Request, reservation: Reservation, limits: Body) -> byte
     journey: Journey = request.state.journey
     with journey.enter("body"):
         raw = await _read(request, reservation, limits)
+    gateway: Gateway = request.state.gateway
+    gateway.metrics.body_bytes.observe(len(raw))
     request.state.body_is_read = True
     return raw
 
