@@ -17,10 +17,11 @@ RUN python -m venv /opt/build \
         --extra-index-url "${TORCH_INDEX}" -r requirements/engine-cpu.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kimi_serve kimi_serve
-# Bytecode that names its source by hash: the root is read-only later, and two builds are alike.
+# Bytecode that names its source by hash: the root is read-only later, and two builds are alike. torch brings a test file
+# in the syntax of Python 3.12.
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && /opt/build/bin/pip --python /opt/kimi-serve/bin/python install --no-deps --no-compile --no-index /dist/kimi_serve-*.whl \
-    && /opt/kimi-serve/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/kimi-serve/lib
+    && /opt/kimi-serve/bin/python -m compileall -q -x py312_ --invalidation-mode unchecked-hash /opt/kimi-serve/lib
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=0.1.0

@@ -30,7 +30,8 @@ LABEL org.opencontainers.image.title="kimi-serve gateway" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/kimi-serve /opt/kimi-serve
-RUN ln -s kimi-serve/lib/python3.11/site-packages/kimi_serve/assets/kimi-vl-nano /opt/kimi-vl-nano
+RUN ln -s kimi-serve/lib/python3.11/site-packages/kimi_serve/assets/kimi-vl-nano /opt/kimi-vl-nano \
+    && install -d -o 10001 -g 10001 /var/lib/kimi-serve
 ENV PATH=/opt/kimi-serve/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8000

@@ -1,0 +1,193 @@
+"""compose.yaml: its promises, and its cpu profile as plain processes."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from kimi_serve.gateway.settings import Settings, read
+from kimi_serve.launch import engine
+from kimi_serve.launch.up import free_port
+from kimi_serve.testing.dials import Dials
+from kimi_serve.testing.fake_engine import FakeEngine
+from kimi_serve.testing.serving import in_thread
+from tests.deploy import composed
+
+FILE = composed.read()
+SERVICES = [pytest.param(name, one, id=name) for name, one in FILE["services"].items()]
+GATEWAYS = [one for one in SERVICES if str(one.id).startswith("gateway")]
+ENGINES = [one for one in SERVICES if str(one.id).startswith("engine")]
+STARTS_WITHIN_S = 60
+
+
+@pytest.mark.skipif(importlib.util.find_spec("compose_spec") is None, reason="compose-spec is not in the lock")
+def test_it_is_a_compose_file() -> None:
+    compose = importlib.import_module("compose_spec").PyCompose.from_json(json.dumps(FILE))
+    assert set(compose.service_names()) == set(FILE["services"])
+
+
+@pytest.mark.parametrize(("name", "service"), SERVICES)
+def test_a_service_is_hardened_and_bounded(name: str, service: dict[str, Any]) -> None:
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"cpus", "memory"} == service["deploy"]["resources"]["limits"].keys()
+    assert service["healthcheck"]["test"]
+    tag = service["image"].rpartition(":")[2]
+    assert any(letter.isdigit() for letter in tag), f"{service['image']} is not a version"
+    assert not {"privileged", "cap_add", "network_mode", "pid", "ipc"} & service.keys()
+
+
+@pytest.mark.parametrize(("name", "service"), SERVICES)
+def test_it_names_only_what_the_file_declares(name: str, service: dict[str, Any]) -> None:
+    networks = service["networks"]
+    assert set(networks) <= set(FILE["networks"])
+    assert set(service.get("secrets", [])) <= set(FILE["secrets"])
+    volumes = [volume for volume in service.get("volumes", []) if volume["type"] == "volume"]
+    assert {volume["source"] for volume in volumes} <= set(FILE["volumes"])
+    for needed, how in service.get("depends_on", {}).items():
+        assert how == {"condition": "service_healthy"}
+        assert set(service["profiles"]) <= set(FILE["services"][needed]["profiles"])
+
+
+@pytest.mark.parametrize(("name", "service"), ENGINES)
+def test_an_engine_publishes_no_port_and_reaches_nothing(name: str, service: dict[str, Any]) -> None:
+    assert "ports" not in service
+    assert set(service["networks"]) == {"engines"}
+    assert FILE["networks"]["engines"]["internal"] is True
+
+
+def test_ports_are_published_on_this_machine_only_until_an_address_is_given() -> None:
+    published = [port for one in FILE["services"].values() for port in one.get("ports", [])]
+    assert len(published) == 5
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
+    elsewhere = composed.read({"KIMI_SERVE_ADDRESS": "0.0.0.0"})["services"]
+    assert elsewhere["gateway-gpu"]["ports"] == ["0.0.0.0:8000:8000"]
+
+
+def test_no_secret_stands_in_it() -> None:
+    for name, service in FILE["services"].items():
+        for variable in service.get("environment", {}):
+            is_file = variable.endswith("_FILE") or variable == "KIMI_SERVE_SECRETS"
+            assert is_file or not any(word in variable for word in ("PASSWORD", "SECRET", "TOKEN", "API_KEY")), name
+
+
+def test_the_script_writes_every_secret_once(tmp_path: Path) -> None:
+    shutil.copy(composed.FOLDER / "make-secrets.sh", tmp_path)
+    written = []
+    for _ in range(2):
+        subprocess.run(["sh", str(tmp_path / "make-secrets.sh")], check=True, capture_output=True)
+        written.append({file.name: file.read_text("utf-8") for file in (tmp_path / "secrets").iterdir()})
+    assert written[0] == written[1]
+    assert {f"./secrets/{name}" for name in written[0]} == {one["file"] for one in FILE["secrets"].values()}
+    assert len(set(written[0].values())) == len(written[0])
+    password = written[0]["keys__redis"].partition("redis://:")[2].partition("@")[0]
+    assert len(password) > 30
+    assert f"requirepass {password}" in written[0]["redis_conf"]
+    assert f"kimi:{written[0]['postgres_password']}@postgres/kimi" in written[0]["keys__postgres"]
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("name", "service"), GATEWAYS)
+def test_a_gateway_takes_its_settings(
+    name: str, service: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service["command"] == ["gateway"]
+    for secret in service.get("secrets", []):
+        (tmp_path / secret).write_text("redis://:password@redis:6379/0")
+    for variable, value in service["environment"].items():
+        monkeypatch.setenv(variable, value.replace("/run/secrets", str(tmp_path)))
+    settings = read(None)
+    assert settings.listen.host == "0.0.0.0"
+    engines = {url.removeprefix("http://").removesuffix(":8000") for url in settings.replicas.urls}
+    assert engines == {needed for needed in service["depends_on"] if needed.startswith("engine")}
+    assert bool(service.get("secrets")) == (settings.keys.redis is not None)
+    grace = settings.listen.settle_s + settings.listen.grace_s
+    assert composed.seconds(service["stop_grace_period"]) > grace + 10
+    unknown = [name for name in service["environment"] if not is_setting(name)]
+    assert unknown == []
+
+
+def is_setting(variable: str) -> bool:
+    section, _, name = variable.removeprefix("KIMI_SERVE_").lower().partition("__")
+    if variable == "KIMI_SERVE_SECRETS" or not name:
+        return variable == "KIMI_SERVE_SECRETS" or section in Settings.model_fields
+    return name in type(Settings.model_fields[section].default).model_fields
+
+
+@pytest.mark.parametrize(("name", "service"), ENGINES)
+def test_the_launcher_takes_an_engines_command(name: str, service: dict[str, Any]) -> None:
+    verb, _, *arguments = service["command"]
+    plan = engine.prepare(str(engine.bundled()), arguments, Path("/usr/bin/vllm"), {})
+    assert verb == "engine"
+    assert list(plan.argv[-len(arguments) :]) == arguments
+    drain = next(int(b or a.partition("=")[2]) for a, b in pairs(arguments) if a.startswith("--shutdown-timeout"))
+    assert composed.seconds(service["stop_grace_period"]) > drain + 10
+
+
+def pairs(words: list[str]) -> list[tuple[str, str]]:
+    """Each word, and the one after it where that is a value."""
+    return [(word, "" if "=" in word else after) for word, after in zip(words, [*words[1:], ""], strict=True)]
+
+
+def test_prometheus_looks_for_the_names_that_the_services_have() -> None:
+    scraped = yaml.safe_load((composed.FOLDER / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    names = {name for job in scraped for one in job["dns_sd_configs"] for name in one["names"]}
+    for service in [param.values[1] for param in [*GATEWAYS, *ENGINES]]:
+        aliases = {alias for one in service["networks"].values() for alias in one.get("aliases", [])}
+        assert aliases & names
+    assert set(FILE["services"]["prometheus"]["networks"]) == {"front", "engines"}
+    assert (composed.FOLDER.parent / "observability" / "alerts.yaml").is_file()
+
+
+def test_the_cpu_profile_answers_as_plain_processes() -> None:
+    """The gateway's own command and environment; a fake engine where vLLM would load for minutes."""
+    services = composed.services("cpu")
+    assert set(services) == {"engine-cpu", "gateway-cpu"}
+    service, port = services["gateway-cpu"], free_port()
+    with in_thread(FakeEngine(Dials(model="kimi-vl-nano", max_model_len=8192))) as served:
+        environ = composed.environment(
+            service,
+            {"http://engine-cpu:8000": served.url, "/opt/kimi-vl-nano": str(engine.bundled()), "0.0.0.0": "127.0.0.1"},
+        )
+        environ["KIMI_SERVE_LISTEN__PORT"] = str(port)
+        environ["KIMI_SERVE_LISTEN__SETTLE_S"] = "0"
+        command = [sys.executable, "-m", "kimi_serve.cli", *service["command"]]
+        process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_healthy(service, port, process)
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/v1/chat/completions",
+                json={"model": "kimi-vl-nano", "messages": [{"role": "user", "content": "hello"}]},
+                timeout=30,
+                trust_env=False,
+            )
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"][0]["message"]["content"]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(composed.seconds(service["stop_grace_period"])) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def wait_healthy(service: dict[str, Any], port: int, process: "subprocess.Popen[str]") -> None:
+    """With the service's own check, as the container's engine runs it."""
+    cmd, _, *arguments = service["healthcheck"]["test"]
+    assert cmd == "CMD"
+    check = [sys.executable, *(word.replace(":8000", f":{port}") for word in arguments)]
+    deadline = time.monotonic() + STARTS_WITHIN_S
+    while subprocess.run(check, env={"PATH": os.environ["PATH"]}, capture_output=True, check=False).returncode:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the gateway did not become healthy"
+        time.sleep(0.2)
