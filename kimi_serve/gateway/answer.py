@@ -16,7 +16,7 @@ from kimi_serve.gateway.dialects import Dialect
 from kimi_serve.gateway.forward import Exchange, Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
-from kimi_serve.gateway.journey import Journey
+from kimi_serve.gateway.journey import ENGINE_REFUSED, Journey
 from kimi_serve.gateway.streaming import SseResponse, while_connected
 from kimi_serve.gateway.tenants.keys import Scope as KeyScope
 from kimi_serve.gateway.upstream import Response as Upstream
@@ -77,6 +77,7 @@ async def _whole(exchange: Exchange, response: Upstream) -> Response:
     data = exchange.renamed(await exchange.read(response))
     if response.status != 200:
         data = exchange.work.dialect.refusal(data, response.status)
+        exchange.journey.reason = ENGINE_REFUSED
     headers = exchange.journey.ratelimit | {"x-kimi-serve-prompt-tokens": str(exchange.work.cost.tokens)}
     if response.status in _COME_BACK:  # vLLM's own refusals do not say when
         headers |= {"retry-after": "1", "x-kimi-serve-reason": "engine_busy"}

@@ -14,6 +14,7 @@ from kimi_serve.protocol.errors import ApiError
 StageName = Literal["body", "media", "queue", "upstream"]
 STAGES: Final[tuple[StageName, ...]] = ("body", "media", "queue", "upstream")
 LEFT: Final = "client_left"
+ENGINE_REFUSED: Final = "engine_refused"  # with the status that the answer has
 _NO_ATTRIBUTES: Final[Attributes] = {}
 
 

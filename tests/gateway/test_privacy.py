@@ -304,3 +304,10 @@ def test_a_refused_request_is_one_line_with_its_reason(watch: Watch) -> None:
     line = seen.line()
     assert (line["status"], line["reason"], line["tenant"]) == (400, "context_length_exceeded", "acme")
     assert isinstance(line["prompt_tokens"], int)
+
+
+def test_an_engines_own_refusal_is_told_from_the_gateways(watch: Watch) -> None:
+    seen = watch({"fail": "500"})
+    seen.post("/v1/chat/completions", json={"model": MODEL, **CHAT["good"]})
+    line = seen.line()
+    assert (line["status"], line["reason"]) == (500, "engine_refused")
