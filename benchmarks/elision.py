@@ -87,7 +87,14 @@ def conversation(screens: list[str], model: str) -> bytes:
     for number, url in enumerate(screens):
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": f"Step {number + 1}."}]
         messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": "Click the button."}]
-    body = {"model": model, "messages": messages[:-1], "max_tokens": 1, "temperature": 0, "stream": True}
+    body = {
+        "model": model,
+        "messages": messages[:-1],
+        "max_tokens": 2,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+    }
     return json.dumps(body).encode()
 
 
@@ -98,7 +105,7 @@ async def ttft(session: aiohttp.ClientSession, url: str, body: bytes) -> float:
     async with session.post(f"{url}/v1/chat/completions", data=io.BytesIO(body), headers=headers) as answer:
         async for chunk in answer.content.iter_any():
             seen += chunk
-            if found is None and (b'"delta":{"content"' in seen or b'"delta":{"reasoning' in seen):
+            if found is None and seen.count(b"data: ") > 1:  # the first frame names the role
                 found = time.perf_counter() - began
     if answer.status != 200 or found is None or b'"error"' in seen:
         raise SystemExit(f"{answer.status}: {seen[:2000]!r}")
