@@ -17,8 +17,7 @@ import pytest
 from kimi_serve.gateway.tenants.verify import Pace
 from tests.gateway.conftest import Front, Start, running
 from tests.gateway.tenants.postgres_server import PASSWORD, PostgresServer, postgres_server
-from tests.gateway.tenants.test_redis import Server as RedisServer
-from tests.gateway.tenants.test_redis import shared_server as redis_server  # noqa: F401  a fixture
+from tests.gateway.tenants.redis_server import redis_server
 from tests.gateway.test_gateway import error_of, eventually
 
 SALT = "a secret of many letters"
@@ -154,6 +153,12 @@ def test_a_database_that_is_none_ends_the_command_with_a_sentence(url: str) -> N
     assert PASSWORD not in done.stderr
 
 
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    with redis_server(tmp_path) as server:
+        yield server.url()
+
+
 @pytest.fixture(params=["sqlite", "postgres", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], dict[str, str]]:
     """Where keys are made, and the settings of a gateway that reads them."""
@@ -163,8 +168,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], di
     path = str(tmp_path / "keys")
     if request.param == "sqlite":
         return ["--sqlite", path], {"sqlite": path}
-    redis: RedisServer = request.getfixturevalue("redis_server")
-    return ["--file", path], {"file": path, "redis": redis.url(), "salt_secret": SALT}
+    redis = request.getfixturevalue("redis")
+    return ["--file", path], {"file": path, "redis": redis, "salt_secret": SALT}
 
 
 def test_a_months_budget_outlives_a_restart_of_the_gateway(

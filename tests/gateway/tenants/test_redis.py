@@ -4,10 +4,9 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,69 +25,20 @@ from kimi_serve.gateway.tenants.redis_counters import RedisCounters
 from kimi_serve.gateway.tenants.resp import Redis, RedisError
 from kimi_serve.protocol.errors import ApiError
 from tests.gateway.tenants.clocks import NOW, Clock
+from tests.gateway.tenants.redis_server import PASSWORD, Server, redis_server
 
-PASSWORD = "a pass/word:with@signs"
 WALL = Clock(NOW.timestamp())
-
-
-class Server:
-    """A redis-server of our own, on a port and in a folder of its own."""
-
-    def __init__(self, folder: Path, options: Sequence[str] = (), port_option: str = "--port") -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self._folder = folder
-        ports = ["--port", "0", port_option, str(self.port)] if port_option != "--port" else ["--port", str(self.port)]
-        self._options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", PASSWORD]
-        self._options += [*ports, *options]
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(["redis-server", *self._options], cwd=self._folder, stdout=subprocess.DEVNULL)
-        for _ in range(500):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        raise AssertionError("redis-server did not start")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait()
-
-    def client(self, timeout: float = 5.0) -> Redis:
-        return Redis("127.0.0.1", self.port, password=PASSWORD, timeout=timeout)
-
-    def url(self) -> str:
-        return f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/0"
-
-    def wipe(self) -> None:
-        async def flush() -> None:
-            client = self.client()
-            await client.call("FLUSHALL")
-            await client.call("SCRIPT", "FLUSH")
-            await client.aclose()
-
-        asyncio.run(flush())
 
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed: shared limits are not tested here")
-    server = Server(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.kill()
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
 def server(shared_server: Server) -> Server:
-    if shared_server.process.poll() is not None:
-        shared_server.start()
-    shared_server.wipe()
-    return shared_server
+    return shared_server.ready()
 
 
 @asynccontextmanager
