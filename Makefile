@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\) .*/\1/p' $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve doctor test lint format lock clean
+.PHONY: help setup serve doctor test lint format lock chart clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,8 +45,11 @@ format: setup ## rewrite the sources as ruff formats them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: setup ## resolve pyproject.toml again into requirements/cpu.lock (ARGS=--upgrade takes new versions)
+lock: setup ## resolve pyproject.toml again into requirements/*.lock (ARGS=--upgrade takes new versions)
 	$(BIN)/python requirements/lock.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ARGS)
+
+chart: setup ## write the Helm chart's README, its schema of the gateway's settings, and the golden renders
+	@PYTHONPATH=. $(BIN)/python deploy/helm/chart.py
 
 clean: ## remove what setup, builds and tests leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,12 +15,19 @@ RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --no-deps --require-hashes -r build.lock \
     && /opt/build/bin/pip --python /opt/kimi-serve/bin/python install --no-deps --no-compile --require-hashes \
         --extra-index-url "${TORCH_INDEX}" -r requirements/engine-cpu.lock
+# The compiler makes the kernels (docs/kernels.md); Debian keeps one version of it: no pin.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml README.md LICENSE ./
 COPY kimi_serve kimi_serve
+# Without a compiler the package installs all the same, without its kernels: they are looked for.
 # Bytecode that names its source by hash: the root is read-only later, and two builds are alike. torch brings a test file
 # in the syntax of Python 3.12.
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && /opt/build/bin/pip --python /opt/kimi-serve/bin/python install --no-deps --no-compile --no-index /dist/kimi_serve-*.whl \
+    && ls /opt/kimi-serve/lib/python3.11/site-packages/kimi_serve/kernels/_library*.so \
     && /opt/kimi-serve/bin/python -m compileall -q -x py312_ --invalidation-mode unchecked-hash /opt/kimi-serve/lib
 
 FROM ${PYTHON_IMAGE}

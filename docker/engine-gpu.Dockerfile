@@ -1,19 +1,18 @@
 # An engine for NVIDIA GPUs: vLLM's own image and our plugin, nothing else changed. Built from the repository's root:
 # docker build -f docker/engine-gpu.Dockerfile . (digests: docker/README.md)
-ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.32.0
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${VLLM_IMAGE} AS build
 ARG SOURCE_DATE_EPOCH=0
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY requirements/gateway.lock requirements/
+# setuptools of the lock, in this stage only.
 RUN grep -E '^setuptools==' requirements/gateway.lock > build.lock \
-    && python -m venv /opt/build \
-    && /opt/build/bin/pip install --no-deps --require-hashes -r build.lock
+    && uv pip install --system --no-cache --no-deps --require-hashes -r build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kimi_serve kimi_serve
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
+# A wheel is of one Python, so it is built by the Python that will run it.
+RUN mkdir /dist && python3 -c "from setuptools.build_meta import build_wheel; build_wheel('/dist')"
 
 FROM ${VLLM_IMAGE}
 ARG VERSION=0.1.0
