@@ -212,6 +212,18 @@ def test_time_in_which_nobody_reads_is_not_the_engines_silence(url: str) -> None
     assert asyncio.run(slowly()).count(b'" token"') == 5
 
 
+def test_silence_counts_from_the_last_chunk_however_often_its_wait_is_cut_short(url: str) -> None:
+    async def wait() -> None:
+        dials = dialled(fail="hang_mid_stream", after_tokens=1)
+        async with Upstream(Timeouts(between_frames_s=0.5)) as upstream:
+            async with upstream.open(url, CHAT, STREAM, dials) as response:
+                while True:
+                    await response.chunks.next_within(0.1)
+
+    with pytest.raises(UpstreamError, match="between_frames_s"):
+        asyncio.run(asyncio.wait_for(wait(), 20))
+
+
 def test_a_wait_that_is_cut_short_loses_nothing_and_disturbs_nobody(url: str) -> None:
     async def impatient() -> tuple[bytes, int]:
         heard, waits = b"", 0

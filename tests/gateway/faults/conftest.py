@@ -165,39 +165,57 @@ def engine_url(engine: tuple[FakeEngine, str]) -> str:
     return engine[1]
 
 
-LIMITS: dict[str, object] = {
+LIMITS: dict[str, object] = {"listen__header_bytes": 16_384, "body__max_bytes": 32 << 20}
+HASTY: dict[str, object] = {
+    **LIMITS,
     "listen__header_s": 1,
-    "listen__header_bytes": 16_384,
     "listen__stall_s": 1,
     "body__timeout_s": 1.5,
-    "body__max_bytes": 32 << 20,
     "stream__keep_alive_s": 0.5,
     "upstream__first_byte_s": 2,
     "upstream__between_frames_s": 1,
     "upstream__unreachable_s": 3,
-    "media__allow_private": '["127.0.0.0/8"]',
 }
 
 
 @pytest.fixture(scope="package")
+def patient_door(
+    engine: tuple[FakeEngine, str], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Door]:
+    with opened(checkpoint, [engine[1]], tmp_path_factory.mktemp("patient") / "gateway.log", **LIMITS) as door:
+        yield door
+
+
+@pytest.fixture(scope="package")
 def wire(engine: tuple[FakeEngine, str]) -> Iterator[Wire]:
-    """Between the gateway of all tests and its engine."""
+    """Between the hasty gateway and its engine."""
     with wire_to(int(engine[1].rpartition(":")[2])) as wire:
         yield wire
 
 
 @pytest.fixture(scope="package")
-def short_door(wire: Wire, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    """One gateway with short limits for all tests that need no other."""
-    log = tmp_path_factory.mktemp("gateway") / "gateway.log"
-    with opened(checkpoint, [f"http://127.0.0.1:{wire.port}"], log, **LIMITS) as door:
+def hasty_door(wire: Wire, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    log = tmp_path_factory.mktemp("hasty") / "gateway.log"
+    with opened(checkpoint, [f"http://127.0.0.1:{wire.port}"], log, **HASTY) as door:
         yield door
 
 
 @pytest.fixture
-def door(short_door: Door, fake: FakeEngine) -> Iterator[Door]:
+def door(patient_door: Door, fake: FakeEngine) -> Iterator[Door]:
+    """One gateway for all tests in which no limit of time is met: a busy machine is slow to send and to answer."""
+    yield patient_door
+    assert_sound(patient_door, fake)
+
+
+@pytest.fixture
+def hasty(hasty_door: Door, fake: FakeEngine) -> Iterator[Door]:
+    """One gateway with short limits of time for all tests that meet one."""
+    yield hasty_door
+    assert_sound(hasty_door, fake)
+
+
+def assert_sound(door: Door, fake: FakeEngine) -> None:
     """Holds nothing when a test is over, and still answers."""
-    yield short_door
     fake.dials = Dials(max_model_len=8192)
-    short_door.assert_idle()
-    eventually(lambda: short_door.chat(max_tokens=2).status_code == 200)  # it may have ejected its engine
+    door.assert_idle()
+    eventually(lambda: door.chat(max_tokens=2).status_code == 200)  # it may have ejected its engine

@@ -15,8 +15,8 @@ from tests.gateway.faults.conftest import CHAT, LIMITS, MODEL, Door, Open, event
 FOREVER = 600.0  # seconds: longer than any test waits
 
 
-def test_a_header_that_comes_byte_by_byte_ends_at_its_limit(door: Door) -> None:
-    with connect(door.port) as client:
+def test_a_header_that_comes_byte_by_byte_ends_at_its_limit(hasty: Door) -> None:
+    with connect(hasty.port) as client:
         trickle(client, head("content-length: 2", f"x: {'y' * 100}"), 0.05)
         answer = read_answer(client)
         assert (answer.status, answer.code) == (408, "header_timeout")
@@ -24,50 +24,50 @@ def test_a_header_that_comes_byte_by_byte_ends_at_its_limit(door: Door) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "an empty line"])
-def test_a_connection_on_which_nothing_is_asked_is_closed(door: Door, sent: bytes) -> None:
-    with connect(door.port) as client:
+def test_a_connection_on_which_nothing_is_asked_is_closed(hasty: Door, sent: bytes) -> None:
+    with connect(hasty.port) as client:
         client.sendall(sent)
         assert read_to_end(client) in (b"", b"HTTP/1.1 408") or sent
-        eventually(lambda: door.metric("connections") == 1)
+        eventually(lambda: hasty.metric("connections") == 1)
 
 
-def test_the_second_header_of_a_connection_has_the_same_limit(door: Door) -> None:
-    with connect(door.port) as client:
+def test_the_second_header_of_a_connection_has_the_same_limit(hasty: Door) -> None:
+    with connect(hasty.port) as client:
         client.sendall(request())
         assert read_answer(client).status == 200
         trickle(client, head("content-length: 2", f"x: {'y' * 100}"), 0.05)
         assert read_answer(client).code == "header_timeout"
 
 
-def test_a_body_that_comes_byte_by_byte_ends_at_its_limit(door: Door, fake: FakeEngine) -> None:
-    with connect(door.port) as client:
+def test_a_body_that_comes_byte_by_byte_ends_at_its_limit(hasty: Door, fake: FakeEngine) -> None:
+    with connect(hasty.port) as client:
         client.sendall(head("content-length: 1000"))
         trickle(client, b"{" * 60, 0.05)
         answer = read_answer(client)
         assert (answer.status, answer.code) == (408, "body_timeout")
         assert answer.headers["connection"] == "close"
-    door.assert_idle()
+    hasty.assert_idle()
     assert fake.record.count == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_never_reads_is_ended_and_costs_no_memory(door: Door, fake: FakeEngine, stream: bool) -> None:
+def test_a_client_that_never_reads_is_ended_and_costs_no_memory(hasty: Door, fake: FakeEngine, stream: bool) -> None:
     """16 MB are not sent to it."""
     fake.dials = fake.dials.turned({"tokens": 8000, "text": "x" * 2000} if stream else {"text": "x" * 1_000_000})
-    stalled = door.metric("stalled_clients_total")
-    before = door.most_resident_bytes()
-    with connect(door.port, receive_buffer=4096) as client:
+    stalled = hasty.metric("stalled_clients_total")
+    before = hasty.most_resident_bytes()
+    with connect(hasty.port, receive_buffer=4096) as client:
         client.sendall(request(stream=stream))
-        eventually(lambda: door.metric("stalled_clients_total") == stalled + 1)
-        grown = door.most_resident_bytes() - before
+        eventually(lambda: hasty.metric("stalled_clients_total") == stalled + 1)
+        grown = hasty.most_resident_bytes() - before
     assert grown < (16 << 20 if stream else 128 << 20)  # what does not stream is held whole, and more than once
-    door.assert_idle()
+    hasty.assert_idle()
 
 
-def test_a_client_that_reads_slowly_gets_everything(door: Door, fake: FakeEngine) -> None:
+def test_a_client_that_reads_slowly_gets_everything(hasty: Door, fake: FakeEngine) -> None:
     fake.dials = fake.dials.turned({"tokens": 200, "text": "x" * 20_000})
     heard = bytearray()
-    with connect(door.port, receive_buffer=1 << 16) as client:
+    with connect(hasty.port, receive_buffer=1 << 16) as client:
         client.sendall(request(stream=True, lines=("connection: close",)))
         while data := client.recv(1 << 16):
             heard += data

@@ -125,18 +125,18 @@ def test_an_engine_killed_within_its_answers_ends_them_with_an_error(open_door: 
     ],
 )
 def test_an_engine_that_hangs_dies_or_talks_rubbish_is_a_clear_error(
-    door: Door, fake: FakeEngine, dials: dict[str, object], stream: bool, code: str
+    hasty: Door, fake: FakeEngine, dials: dict[str, object], stream: bool, code: str
 ) -> None:
     for _ in range(20):  # good ones, so that this failure is not the one that ejects the engine
-        assert door.chat(max_tokens=1).status_code == 200
+        assert hasty.chat(max_tokens=1).status_code == 200
     fake.dials = fake.dials.turned(dials)
-    response = door.chat(stream=stream)
+    response = hasty.chat(stream=stream)
     if response.status_code == 200:
         assert error_event(response) == code
     else:
         assert response.status_code == {"upstream_error": 502, "upstream_timeout": 504}[code]
         assert response.json()["error"]["code"] == code
-    door.assert_idle()
+    hasty.assert_idle()
 
 
 def test_an_engine_that_is_overloaded_says_when_to_come_back(door: Door, fake: FakeEngine) -> None:
@@ -146,24 +146,24 @@ def test_an_engine_that_is_overloaded_says_when_to_come_back(door: Door, fake: F
     assert int(response.headers["retry-after"]) >= 1
 
 
-def test_a_stream_whose_engine_vanishes_without_a_word_is_a_timeout(door: Door, fake: FakeEngine, wire: Wire) -> None:
+def test_a_stream_whose_engine_vanishes_without_a_word_is_a_timeout(hasty: Door, fake: FakeEngine, wire: Wire) -> None:
     fake.dials = fake.dials.turned({"itl_s": 0.01, "tokens": 100_000})
-    with asking(door, stream=True, max_tokens=8000) as (stream,):
+    with asking(hasty, stream=True, max_tokens=8000) as (stream,):
         eventually(lambda: fake.record.in_flight == 1)
         with frozen(wire):
             assert error_event(stream.result()) == "upstream_timeout"
 
 
-def test_a_request_whose_engine_has_vanished_is_a_timeout(door: Door, wire: Wire) -> None:
+def test_a_request_whose_engine_has_vanished_is_a_timeout(hasty: Door, wire: Wire) -> None:
     with frozen(wire):
-        response = door.chat(stream=True)
+        response = hasty.chat(stream=True)
         code = error_event(response) if response.status_code == 200 else response.json()["error"]["code"]
         assert code == "upstream_timeout"
 
 
-def test_a_body_that_nobody_takes_ends_at_the_limit_of_an_engines_silence(door: Door, wire: Wire) -> None:
+def test_a_body_that_nobody_takes_ends_at_the_limit_of_an_engines_silence(hasty: Door, wire: Wire) -> None:
     """Without a stream an engine may be silent for an hour; one whose machine takes no byte is not working."""
     with frozen(wire):
-        response = door.chat(unknown="x" * (8 << 20))
+        response = hasty.chat(unknown="x" * (8 << 20))
     assert (response.status_code, response.json()["error"]["code"]) == (504, "upstream_timeout")
     assert "unreachable_s" in response.json()["error"]["message"]

@@ -160,3 +160,14 @@ def test_one_that_comes_back_is_cold_in_both_senses() -> None:
     replica.note(WELL)
     view = replica.view(PROMPT)
     assert (view.warmth, view.prefix_tokens, view.image_tokens) == (0.1, 0, 0)
+
+
+def test_a_refused_connection_makes_it_unready_until_the_next_good_check() -> None:
+    replica = ready(Clock())
+    with replica.serving(PROMPT, REQUEST) as call:
+        call.refused()
+    assert not replica.view(PROMPT).is_available
+    assert replica.snapshot().breaker == "closed"
+    replica.note(WELL)
+    assert replica.view(PROMPT).is_available
+    assert replica.outstanding == 0
