@@ -214,11 +214,10 @@ def test_time_in_which_nobody_reads_is_not_the_engines_silence(url: str) -> None
 
 def test_silence_counts_from_the_last_chunk_however_often_its_wait_is_cut_short(url: str) -> None:
     async def wait() -> None:
-        dials = dialled(fail="hang_mid_stream", after_tokens=1)
-        async with Upstream(Timeouts(between_frames_s=0.5)) as upstream:
-            async with upstream.open(url, CHAT, STREAM, dials) as response:
-                while True:
-                    await response.chunks.next_within(0.1)
+        dials, limits = dialled(fail="hang_mid_stream", after_tokens=1), Timeouts(between_frames_s=0.5)
+        async with Upstream(limits) as upstream, upstream.open(url, CHAT, STREAM, dials) as response:
+            while True:
+                await response.chunks.next_within(0.1)
 
     with pytest.raises(UpstreamError, match="between_frames_s"):
         asyncio.run(asyncio.wait_for(wait(), 20))
