@@ -23,7 +23,7 @@ EXPERTS = struct.Struct("=19q")  # kimi_experts_call
 MEANINGS = {
     1: "the weights' format is not known, or this format needs float activations",
     2: "int4 groups must be 32, 64 or 128 values wide and divide the row",
-    3: "a size is out of range: rows have 1 to 65536 columns, and there are at most 2**31 - 1 pairs of token and expert",
+    3: "a size is out of range: rows have 1 to 65536 columns; a call has at most 2**31 - 1 pairs of token and expert",
     4: "an expert id is not smaller than the number of experts",
     5: "no memory for the workspace",
     6: "this CPU cannot run that path",

@@ -26,7 +26,7 @@ _definitions.define(
 def linear(x: Tensor, weight: Tensor, scales: Tensor, group: int, exact: bool) -> Tensor:
     """x (tokens, columns), weight (rows, columns or columns/8), scales (rows, groups) -> (tokens, rows) of x's type."""
     columns = weight.shape[1] * _VALUES_A_WORD.get(weight.dtype, 1)
-    _require(x.ndim == 2 and x.shape[1] == columns, f"x has shape {tuple(x.shape)}; the weights take (tokens, {columns})")
+    _require_width(x, columns)
     _require_scales("scales", weight, scales, group)
     x, weight, scales = x.contiguous(), weight.contiguous(), scales.contiguous()
     y = x.new_empty(x.shape[0], weight.shape[0])
@@ -70,10 +70,10 @@ def experts(
         tuple(gate_up.shape) == expected and gate_up.dtype == down.dtype,
         f"gate_up has shape {tuple(gate_up.shape)} of {gate_up.dtype}; down implies {expected} of {down.dtype}",
     )
-    _require(x.ndim == 2 and x.shape[1] == hidden, f"x has shape {tuple(x.shape)}; the weights take (tokens, {hidden})")
+    _require_width(x, hidden)
     _require(
         ids.shape == routing.shape and ids.ndim == 2 and ids.shape[0] == x.shape[0],
-        f"ids {tuple(ids.shape)} and routing {tuple(routing.shape)} must both be (tokens, top_k) of {x.shape[0]} tokens",
+        f"ids {tuple(ids.shape)} and routing {tuple(routing.shape)} must both be ({x.shape[0]} tokens, top_k)",
     )
     _require(ids.dtype in (torch.int32, torch.int64), f"ids are {ids.dtype}; expected int32 or int64")
     _require_scales("gate_up_scales", gate_up, gate_up_scales, group)
@@ -124,6 +124,11 @@ def _format(weight: Tensor) -> int:
 def _dtype(name: str, tensor: Tensor) -> int:
     _require(tensor.dtype in _DTYPES, f"{name}: {tensor.dtype} is not supported; supported: float32, bfloat16")
     return _DTYPES[tensor.dtype]
+
+
+def _require_width(x: Tensor, columns: int) -> None:
+    fits = x.ndim == 2 and x.shape[1] == columns
+    _require(fits, f"x has shape {tuple(x.shape)}; the weights take (tokens, {columns})")
 
 
 def _require_scales(name: str, weight: Tensor, scales: Tensor, group: int) -> None:

@@ -19,6 +19,8 @@ class Configuration:
     dtype: Literal["float32", "bfloat16"] = "float32"
     expanded: bool = False
     in_tree: bool = False  # vLLM's own class of the same architecture
+    scheme: Literal["int4", "int8"] | None = None  # the checkpoint, quantized with its head and tower
+    exact: bool = False  # with int4: activations stay float
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -31,6 +33,7 @@ class Configuration:
         values = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_process else "1",
             "VLLM_MLA_DISABLE": "1" if self.expanded else "0",
+            "VLLM_CPU_INT4_W4A8": "0" if self.exact else "1",
         }
         if not self.in_process:
             # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes.
@@ -67,6 +70,9 @@ CONFIGURATIONS = {
             ("batch",),
             options=_LATENT | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
         ),
+        Configuration("int4", ("forced",), scheme="int4", expanded=True, options=_WHOLE),
+        Configuration("int4-exact", ("forced",), scheme="int4", exact=True, expanded=True, options=_WHOLE),
+        Configuration("int8", ("forced",), scheme="int8", expanded=True, options=_WHOLE),
         Configuration("in-tree", ("forced", "batch"), in_tree=True, options=_LATENT | _NATIVE_ROPE),
     )
 }

@@ -140,9 +140,7 @@ def requantized(h: Value, groups: int) -> tuple[Array, Array, Array]:
     return q, scale, np.where(some, error, unknown).reshape(q.shape)
 
 
-def experts(
-    x: Array, ids: Array, routing: Array, gate_up: list[Matrix], down: list[Matrix], *, exact: bool
-) -> Value:
+def experts(x: Array, ids: Array, routing: Array, gate_up: list[Matrix], down: list[Matrix], *, exact: bool) -> Value:
     """The weighted sum over ids (tokens, top_k); each term passes a product and top_k sums."""
     tokens, top_k = ids.shape
     total, error = np.zeros((tokens, x.shape[1])), np.zeros((tokens, x.shape[1]))
@@ -160,9 +158,7 @@ def experts(
 def expert_output(x: Array, gate_up: Matrix, down: Matrix, *, exact: bool) -> Value:
     both = linear(x, gate_up, exact=exact)
     half = both.value.shape[1] // 2
-    h = gated(
-        Value(both.value[:, :half], both.error[:, :half]), Value(both.value[:, half:], both.error[:, half:])
-    )
+    h = gated(Value(both.value[:, :half], both.error[:, :half]), Value(both.value[:, half:], both.error[:, half:]))
     if exact:
         return float_product(h, down)
     return integer_product(*requantized(h, down.groups), down)

@@ -1,0 +1,165 @@
+// Drawn calls on every path, for a build with AddressSanitizer and UndefinedBehaviorSanitizer. Knows the C interface.
+//
+// Every buffer is exactly as long as the interface says, so that one byte read or written past it ends the program.
+// Paths must agree to 2 % of the row's size: rough, since the derived bounds are test_numerics.py's business.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "../../kimi_serve/kernels/csrc/kimi_kernels.h"
+
+namespace {
+
+std::mt19937 rng(20250114);
+
+int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(rng); }
+float normal() { return std::normal_distribution<float>()(rng); }
+
+uint16_t bf16(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return static_cast<uint16_t>(bits >> 16);
+}
+
+// Bytes of a dtype, from normal values; `strange` puts a NaN and an infinity among them.
+std::vector<uint8_t> values(int64_t count, int dtype, float size, bool strange) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(count * (dtype == KIMI_BFLOAT16 ? 2 : 4)));
+    for (int64_t i = 0; i < count; ++i) {
+        float value = normal() * size;
+        if (strange && draw(0, 200) == 0) value = draw(0, 1) ? NAN : INFINITY;
+        const uint16_t half = bf16(value);
+        if (dtype == KIMI_BFLOAT16)
+            __builtin_memcpy(&bytes[static_cast<size_t>(2 * i)], &half, 2);
+        else
+            __builtin_memcpy(&bytes[static_cast<size_t>(4 * i)], &value, 4);
+    }
+    return bytes;
+}
+
+struct Form {
+    int64_t format, group, scale_dtype, dtype, exact;
+};
+
+Form draw_form() {
+    const int64_t format = draw(0, 2);
+    const int64_t dtype = draw(0, 1);
+    return {format, int64_t{32} << draw(0, 2), format == KIMI_INT4 ? draw(0, 1) : 0, dtype,
+            format == KIMI_BF16 ? 1 : draw(0, 1)};
+}
+
+int64_t columns_of(const Form& form, int64_t most) {
+    return form.format == KIMI_INT4 ? form.group * draw(1, most / form.group) : draw(1, most);
+}
+
+struct Weights {
+    std::vector<uint8_t> data, scales;
+};
+
+Weights draw_weights(const Form& form, int64_t rows, int64_t columns) {
+    if (form.format == KIMI_BF16) return {values(rows * columns, KIMI_BFLOAT16, 0.1f, false), {}};
+    Weights weights;
+    weights.data.resize(static_cast<size_t>(form.format == KIMI_INT4 ? rows * columns / 2 : rows * columns));
+    for (auto& byte : weights.data) byte = static_cast<uint8_t>(draw(0, 255));
+    const int64_t groups = form.format == KIMI_INT4 ? columns / form.group : 1;
+    weights.scales = values(rows * groups, static_cast<int>(form.scale_dtype), 0.01f, false);
+    return weights;
+}
+
+float at(const std::vector<uint8_t>& bytes, int64_t dtype, int64_t index) {
+    if (dtype == KIMI_FLOAT32) {
+        float value;
+        __builtin_memcpy(&value, &bytes[static_cast<size_t>(4 * index)], 4);
+        return value;
+    }
+    uint16_t half;
+    __builtin_memcpy(&half, &bytes[static_cast<size_t>(2 * index)], 2);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+
+void compare(const std::vector<uint8_t>& a, const std::vector<uint8_t>& b, int64_t rows, int64_t columns, int64_t dtype) {
+    for (int64_t r = 0; r < rows; ++r) {
+        double size = 1e-6;
+        for (int64_t c = 0; c < columns; ++c) {
+            const float value = at(a, dtype, r * columns + c);
+            if (std::isfinite(value) && std::fabs(value) > size) size = std::fabs(value);
+        }
+        for (int64_t c = 0; c < columns; ++c) {
+            const float one = at(a, dtype, r * columns + c), other = at(b, dtype, r * columns + c);
+            const bool same = std::isfinite(one) ? std::fabs(one - other) <= 0.02 * size : !std::isfinite(other);
+            if (!same) {
+                std::printf("paths disagree: %g and %g of %g\n", one, other, size);
+                std::exit(1);
+            }
+        }
+    }
+}
+
+template <typename Call>
+void on_every_path(Call call, int64_t rows, int64_t columns, int64_t dtype) {
+    std::vector<uint8_t> first;
+    for (int path = 0; path < kimi_path_count(); ++path) {
+        if (kimi_choose_path(path) != KIMI_OK) continue;
+        std::vector<uint8_t> out(static_cast<size_t>(rows * columns * (dtype == KIMI_BFLOAT16 ? 2 : 4)), 0xee);
+        if (const int status = call(out.data())) {
+            std::printf("status %d\n", status);
+            std::exit(1);
+        }
+        if (first.empty())
+            first = out;
+        else
+            compare(first, out, rows, columns, dtype);
+    }
+}
+
+void linear() {
+    const Form form = draw_form();
+    const int64_t columns = columns_of(form, 512), rows = draw(1, 150), tokens = draw(1, 20);
+    const auto x = values(tokens * columns, static_cast<int>(form.dtype), 1.0f, draw(0, 3) == 0);
+    const Weights w = draw_weights(form, rows, columns);
+    on_every_path(
+        [&](void* y) {
+            const kimi_linear_call call = {tokens, columns, rows, form.format, form.group, form.scale_dtype, form.dtype,
+                                           form.exact, x.data(), w.data.data(), w.scales.data(), y};
+            return kimi_linear(&call);
+        },
+        tokens, rows, form.dtype);
+}
+
+void experts() {
+    const Form form = draw_form();
+    const int64_t hidden = columns_of(form, 256), between = columns_of(form, 200);
+    const int64_t count = draw(1, 9), top_k = draw(1, 4), tokens = draw(1, 40);
+    const auto x = values(tokens * hidden, static_cast<int>(form.dtype), 1.0f, draw(0, 3) == 0);
+    const Weights gate_up = draw_weights(form, count * 2 * between, hidden);
+    const Weights down = draw_weights(form, count * hidden, between);
+    std::vector<int64_t> ids(static_cast<size_t>(tokens * top_k));
+    std::vector<float> routing(ids.size());
+    for (auto& id : ids) id = draw(-1, count - 1);
+    for (auto& weight : routing) weight = std::fabs(normal());
+    on_every_path(
+        [&](void* out) {
+            const kimi_experts_call call = {tokens, top_k, count, hidden, between, form.format, form.group,
+                                            form.scale_dtype, form.dtype, form.exact, 8, x.data(), ids.data(),
+                                            routing.data(), gate_up.data.data(), gate_up.scales.data(),
+                                            down.data.data(), down.scales.data(), out};
+            return kimi_experts(&call);
+        },
+        tokens, hidden, form.dtype);
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+    const int calls = std::atoi(arguments[1]);
+    for (int i = 0; i < calls; ++i) {
+        linear();
+        experts();
+    }
+    std::printf("%d calls of each on %d paths\n", calls, kimi_path_count());
+    return 0;
+}

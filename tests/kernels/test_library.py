@@ -1,0 +1,57 @@
+"""The library is found, refused or missed with a sentence, and brings no OpenMP of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kimi_serve.errors import KernelError
+from kimi_serve.kernels import library
+
+ROOT = Path(__file__).parents[2]
+SOURCE = 'extern "C" int kimi_abi() { return 77; }'
+
+
+def test_the_fastest_usable_path_is_chosen() -> None:
+    lib = library.load()
+    assert lib.path_chosen == lib.paths[-1]
+    assert lib.paths[0] == "portable"
+
+
+def test_an_unknown_path_is_refused() -> None:
+    with pytest.raises(KernelError, match="path 'amiga' cannot run here; this CPU has portable"):
+        library.load().choose_path("amiga")
+
+
+def test_importing_needs_no_library(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=r"no compiled library in .*; install a C\+\+ compiler"):
+        library.find(tmp_path)
+    assert library.find_or_none(tmp_path) is None
+
+
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.cpp").write_text(SOURCE)
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", "old.so", "old.cpp"], cwd=tmp_path, check=True)
+    with pytest.raises(KernelError, match="has interface 77 and this package needs 1"):
+        library.open_library(tmp_path / "old.so")
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    with pytest.raises(KernelError, match="cannot be loaded"):
+        library.open_library(tmp_path / "text.so")
+
+
+def test_it_computes_with_torchs_openmp_and_loads_none() -> None:
+    code = (
+        "import torch\n"
+        "def runtimes():\n"
+        "    return {line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]}\n"
+        "before = runtimes()\n"
+        "from kimi_serve.kernels import library\n"
+        "torch.set_num_threads(2)\n"
+        "print(library.load().threads, runtimes() - before)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.split() == ["2", "set()"]
