@@ -52,6 +52,7 @@ class SavedSpending(Spending):
         self._store, self._every = store, every
         self._kept: dict[tuple[str, str], int] = {}  # by the store's last word
         self._sent: Amounts = {}  # on its way
+        self._is_late = False
         self._closing = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -90,10 +91,13 @@ class SavedSpending(Spending):
         except TenantsError as error:
             for (account, month), tokens in self._sent.items():
                 self.add(account, month, tokens)
-            logger.warning("what was spent is saved later", extra={"reason": str(error)})
+            if not self._is_late:
+                logger.warning("what was spent is saved later", extra={"reason": str(error)})
+            self._is_late = True
             return False
         finally:
             self._sent = {}
+        self._is_late = False
         return True
 
     async def _send_often(self) -> None:
