@@ -191,6 +191,7 @@ ENGINE = {"max_model_len": 8192, "ttft_s": 0.05, "itl_s": 0.01, "tokens": 10}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_request_fails_while_gateways_and_engines_are_restarted_in_turn(checkpoint: Path, tmp_path: Path) -> None:
     ports, doors = [free_port(), free_port()], []
     with ExitStack() as stack:

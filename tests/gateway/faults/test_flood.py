@@ -75,7 +75,8 @@ class Guest(asyncio.Protocol):
         self._crowd.heard[self] += data
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # half a minute on an idle machine
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("many_files")
 def test_ten_thousand_requests_wait_and_the_rest_are_refused(
     open_door: Open, fake: FakeEngine, engine_url: str
