@@ -68,7 +68,9 @@ class Metrics:
         self.stalled = counter("stalled_clients", "Connections ended because their client took no byte of its answer")
         self.elided_images = counter("elided_images", "Images sent by name, as the engine held them")
         self.elided_bytes = counter("elided_bytes", "Bytes of images that were not sent for it")
-        self.elision_misses = counter("elision_misses", "Requests sent again with their images: the engine had forgotten")
+        self.elision_misses = counter(
+            "elision_misses", "Requests sent again with their images: the engine had forgotten"
+        )
         self.fetched_bytes = counter("fetched_bytes", "Bytes of pictures fetched from URLs")
         self.fetch_failures = counter("fetch_failures", "Pictures that could not be fetched, by code", "code")
         self.request_seconds = histogram(
