@@ -78,6 +78,8 @@ class ApiError(Exception):
         headers = {"x-kimi-serve-reason": self.code}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        elif self.status == 503:
+            headers["retry-after"] = "1"  # who raised it knows nothing better
         elif self.status == 429:
             headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients heed it: this would never fit
         return headers

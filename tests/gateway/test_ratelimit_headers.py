@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kimi_serve.protocol.errors import CODES, ApiError
 from tests.gateway.conftest import MODEL, Front, Start
 from tests.gateway.test_gateway import HELLO, error_of
 from tests.gateway.test_tenants import made
@@ -19,6 +20,14 @@ BODIES = {
     "/v1/messages": {"model": MODEL, "messages": HELLO, "max_tokens": 10},
     "/v1/responses": {"model": MODEL, "input": "hello", "max_output_tokens": 10},
 }
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if CODES[code].status in (429, 503)])
+def test_every_429_and_503_names_its_reason_and_says_when_to_come_back_if_ever(code: str) -> None:
+    headers = ApiError(code, "x").headers()
+    assert headers["x-kimi-serve-reason"] == code
+    assert "retry-after" in headers or (CODES[code].status == 429 and headers["x-should-retry"] == "false")
+    assert ApiError(code, "x", retry_after=1.2).headers() == {"x-kimi-serve-reason": code, "retry-after": "2"}
 
 
 @pytest.fixture
@@ -85,6 +94,7 @@ def test_a_full_line_says_when_to_come_back_and_what_is_left(start: Start, file:
 
 def busy(front: Front, other: httpx.Client, request: httpx.Request) -> None:
     """One request at the engine, whose client gives up on it soon after."""
+
     def send() -> None:
         try:
             other.send(request)

@@ -205,6 +205,23 @@ def test_a_database_is_read_while_another_process_writes(tmp_path: Path) -> None
     asyncio.run(story())
 
 
+def test_gateways_on_one_database_add_up_what_an_account_spends(tmp_path: Path) -> None:
+    async def story() -> None:
+        may, june = ("account", "2031-05"), ("account", "2031-06")
+        async with SqliteKeys(tmp_path / "keys") as ours, SqliteKeys(tmp_path / "keys") as theirs:
+
+            async def spend(store: SqliteKeys) -> None:
+                for _ in range(20):
+                    await store.spend({may: 3, june: -1})
+
+            await asyncio.gather(spend(ours), spend(theirs))
+            assert await ours.spend({may: 0, june: 0}) == {may: 120, june: -40}
+        async with SqliteKeys(tmp_path / "keys") as after:
+            assert await after.spend({may: 1}) == {may: 121}
+
+    asyncio.run(story())
+
+
 def test_the_environment_holds_what_a_file_does() -> None:
     full = full_key()
     store = EnvironmentKeys({"KIMI_SERVE_KEYS": dumps([full])})
