@@ -17,7 +17,7 @@ write() {
 
 if [ ! -e secrets/keys__redis ]; then
     password=$(random)
-    write redis_conf "$(printf 'requirepass %s\nbind * -::*\ndir /data\nsave ""\nappendonly no\nmaxmemory 400mb\n' "$password")"
+    write redis_conf "$(printf 'requirepass %s\nbind * -::*\nappendonly yes\nmaxmemory 400mb\n' "$password")"
     write keys__redis "redis://:$password@redis:6379/0"
 fi
 if [ ! -e secrets/keys__postgres ]; then
