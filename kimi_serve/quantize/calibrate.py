@@ -52,7 +52,7 @@ def importance(
 ) -> dict[str, Tensor]:
     """Run the prompts through the unquantized model. A weight that no token met is not in the answer."""
     squares = Squares(scheme)
-    states = final_states(Model(weights, lambda _: None, squares.observe), checkpoint, prompts)
+    states = final_states(Model(weights, squares.observe), checkpoint, prompts)
     with torch.no_grad():
         squares.observe("language_model.lm_head.weight", states)
     return squares.importance()

@@ -92,7 +92,7 @@ def summary(plan: Plan) -> dict[str, object]:
 
 def _check(plan: Plan, asked: Prompts | None) -> dict[str, object]:
     with plan.weights, Weights(plan.options.target) as target:
-        source, made = Model(plan.weights, lambda _: None), Model(target, plan.scheme.format_of)
+        source, made = Model(plan.weights), Model(target)
         total = sum(task.format is not None for shard in plan.shards for task in shard.tasks)
         errors = list(tqdm(check.tensor_errors(plan.shards, source, made), total=total, desc="comparing", disable=None))
         for error in errors:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_serve.quantize.packing import dequantize, unpack
-from kimi_serve.quantize.scheme import Format
+from kimi_serve.quantize.scheme import INT8, Format, int4
 from kimi_serve.quantize.source import Weights
 
 Observe = Callable[[str, Tensor], None]  # a weight's name, and what is multiplied with it: (tokens, width)
@@ -33,12 +33,16 @@ class Linear:
 class Model:
     """Reads tensors when they are asked for, and keeps none."""
 
-    def __init__(
-        self, weights: Weights, format_of: Callable[[str], Format | None], observe: Observe | None = None
-    ) -> None:
+    def __init__(self, weights: Weights, observe: Observe | None = None) -> None:
         self.weights = weights
-        self.format_of = format_of
         self.observe = observe
+
+    def format_of(self, name: str) -> Format | None:
+        """How a weight is stored, told by what is stored beside it."""
+        tensors = self.weights.tensors
+        if (packed := tensors.get(f"{name}_packed")) is not None:
+            return int4(packed.shape[1] * 8 // tensors[f"{name}_scale"].shape[1])
+        return INT8 if f"{name}_scale" in tensors else None
 
     def tensor(self, name: str) -> Tensor:
         return self.rows(name, 0, None)

@@ -50,6 +50,10 @@ class Format:
 INT8 = Format(bits=8, group_size=None, quantizes_activations=True)
 
 
+def int4(group_size: int) -> Format:
+    return Format(bits=4, group_size=group_size, quantizes_activations=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
     """What is done to each weight; what it does not name stays as it is."""
@@ -77,7 +81,7 @@ def choose(model: ModelConfig, scheme: str, group_size: int | None, *, lm_head: 
     for name, width in widths.items():
         if width % size:
             raise QuantizeError(f"--group-size: {size} does not divide {width}, the input size of {name}")
-    return Scheme(Format(bits=4, group_size=size, quantizes_activations=False), lm_head, tower)
+    return Scheme(int4(size), lm_head, tower)
 
 
 def _decoder_widths(model: ModelConfig, *, lm_head: bool) -> dict[str, int]:
