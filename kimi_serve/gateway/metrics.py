@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -21,6 +22,8 @@ from kimi_serve.gateway.replicas.replica import ReplicaSnapshot
 from kimi_serve.gateway.streaming import GAP_BOUNDS_S
 from kimi_serve.gateway.tenant_labels import TenantLabels
 
+M = TypeVar("M", Counter, Gauge)
+
 MOST_TENANTS: Final = 100
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS: Final = (64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
@@ -32,17 +35,20 @@ class Metrics:
     def __init__(self, tenants: TenantLabels | None = None) -> None:
         self.registry = CollectorRegistry()
         self._tenants = tenants or TenantLabels(MOST_TENANTS)
-        r = self.registry
+        self._count()
+        self._time_and_size()
+        self._gauge()
+        self._replicas = ReplicaMetrics(self.registry)
+        self.keys = KeyMetrics(self.registry)
+        build = self._new(Gauge, "build_info", "1; its labels say what runs", "version", "python")
+        build.labels(__version__, platform.python_version()).set(1)
+        ProcessCollector(registry=self.registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"kimi_serve_{name}", text, labels, registry=r)
+    def _new(self, kind: type[M], name: str, text: str, *labels: str) -> M:
+        return kind(f"kimi_serve_{name}", text, labels, registry=self.registry)
 
-        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-            return Histogram(f"kimi_serve_{name}", text, labels, buckets=buckets, registry=r)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"kimi_serve_{name}", text, labels, registry=r)
-
+    def _count(self) -> None:
+        counter = partial(self._new, Counter)
         self.requests = counter("requests", "Requests answered, by route and status", "route", "status", "tenant")
         self.refusals = counter("refusals", "Requests refused, by the error's code", "code")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens admitted, images included", "tenant")
@@ -73,6 +79,11 @@ class Metrics:
         )
         self.fetched_bytes = counter("fetched_bytes", "Bytes of pictures fetched from URLs")
         self.fetch_failures = counter("fetch_failures", "Pictures that could not be fetched, by code", "code")
+
+    def _time_and_size(self) -> None:
+        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(f"kimi_serve_{name}", text, labels, buckets=buckets, registry=self.registry)
+
         self.request_seconds = histogram(
             "request_duration_seconds", "From a request's first byte to the end of its answer", "route"
         )
@@ -83,10 +94,13 @@ class Metrics:
             "cancel_duration_seconds", "From the moment a client is seen to have left until its request holds nothing"
         )
         self.ttft_seconds = histogram("time_to_first_token_seconds", "From a request's first byte to its first token")
-        self.gap_seconds = Gaps("kimi_serve_inter_token_seconds", "Between two tokens of a stream", r)
+        self.gap_seconds = Gaps("kimi_serve_inter_token_seconds", "Between two tokens of a stream", self.registry)
         self.body_bytes = histogram("request_body_bytes", "Size of a request's body", buckets=_BYTES)
         self.request_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request", buckets=_TOKENS)
         self.request_images = histogram("request_images", "Images of a request", buckets=_IMAGES)
+
+    def _gauge(self) -> None:
+        gauge = partial(self._new, Gauge)
         self.waiting = gauge("waiting_requests", "Requests that wait for an engine", "priority")
         self.waiting_cost = gauge("waiting_cost_tokens", "Work that waits for an engine, in tokens, images weighted")
         self.oldest = gauge("oldest_waiting_seconds", "Age of the oldest request that waits", "priority")
@@ -98,11 +112,6 @@ class Metrics:
         self.connections = gauge("connections", "Connections of clients")
         self.ready_replicas = gauge("ready_replicas", "Engines that are ready")
         self.draining = gauge("draining", "1 while the gateway is shutting down")
-        self._replicas = ReplicaMetrics(r)
-        self.keys = KeyMetrics(r)
-        build = gauge("build_info", "1; its labels say what runs", "version", "python")
-        build.labels(__version__, platform.python_version()).set(1)
-        ProcessCollector(registry=r)
 
     def tenant(self, name: str) -> str:
         """The label of a tenant."""
