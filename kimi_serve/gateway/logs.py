@@ -17,6 +17,7 @@ from kimi_serve.gateway.middleware import request_id
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 _MOST_CAUSES: Final = 8
+_encode: Final = json.JSONEncoder(default=str).encode
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +33,7 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _OWN}
         if record.exc_info:
             line["exception"] = places(record.exc_info[1])
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def places(error: BaseException | None) -> list[dict[str, object]]:
@@ -52,6 +53,9 @@ def of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 def to_stderr(level: int = logging.INFO) -> None:
+    # What no line says is not looked up: these are the switches that logging documents for it.
+    logging._srcfile = None  # type: ignore[attr-defined]
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
