@@ -53,7 +53,7 @@ class Gateway:
         m.outstanding_cost.set(seen.outstanding.cost)
         m.capacity.set(seen.capacity.requests)
         m.capacity_cost.set(seen.capacity.cost)
-        m.draining.set(seen.is_draining)
+        m.draining.set(seen.is_draining or self.leaving.is_announced)
         m.bytes_in_flight.set(self.ledger.total)
         m.ready_replicas.set(self.fleet.ready)
         m.keys.seen = self.identity.standing()

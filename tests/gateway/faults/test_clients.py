@@ -178,3 +178,23 @@ def test_a_client_that_leaves_the_queue_never_reaches_an_engine(
         eventually(lambda: door.metric("waiting_requests") == 0)
         assert fake.record.count == 1
     door.assert_idle()
+
+
+def test_a_connection_too_many_is_refused_and_the_next_is_served_when_one_has_left(
+    open_door: Open, fake: FakeEngine, engine_url: str
+) -> None:
+    door = open_door([engine_url], listen__connections=3)
+    eventually(lambda: door.metric("connections") == 1)
+    held = [connect(door.port) for _ in range(3)]
+    for client in held[:2]:
+        client.sendall(request())
+        assert read_answer(client).status == 200
+    with connect(door.port) as client:
+        answer = read_answer(client)
+        assert (answer.status, answer.code) == (503, "too_many_connections")
+        assert int(answer.headers["retry-after"]) >= 1
+    for client in held:
+        client.close()
+    eventually(door.is_ready)
+    assert door.chat().status_code == 200
+    door.assert_idle()
