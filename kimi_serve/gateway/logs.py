@@ -54,7 +54,7 @@ def of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 def to_stderr(level: int = logging.INFO) -> None:
     # What no line says is not looked up: these are the switches that logging documents for it.
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
