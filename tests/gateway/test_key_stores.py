@@ -127,7 +127,7 @@ def test_two_gateways_refuse_a_revoked_key_within_the_promised_time(start: Start
     for front in fronts:
         eventually(lambda front=front: front.chat("x", headers=header).status_code == 401, 30.0)  # type: ignore[misc]
     # Beyond what is promised only what one answer takes on a machine that is busy.
-    assert time.monotonic() - revoked < Pace().refresh + 10
+    assert time.monotonic() - revoked < Pace().refresh + 30
     assert all(front.chat("x", headers=other).status_code == 200 for front in fronts)
 
 

@@ -221,4 +221,4 @@ class Outstanding(RuleBasedStateMachine):
 
 
 TestOutstanding = Outstanding.TestCase
-TestOutstanding.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestOutstanding.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)

@@ -218,7 +218,7 @@ def test_a_killed_server_is_said_to_be_away_at_once_and_used_again_when_it_is_ba
                 began = time.perf_counter()
                 with pytest.raises(AwayError) as away:
                     await store.get(first.id)
-                assert time.perf_counter() - began < 1
+                assert time.perf_counter() - began < 4  # and not the timeout, 5
                 assert PASSWORD not in str(away.value)
             await asyncio.to_thread(server.start)
             await until_back(store)
@@ -230,17 +230,17 @@ def test_a_killed_server_is_said_to_be_away_at_once_and_used_again_when_it_is_ba
 def test_a_server_that_hangs_costs_its_timeout_once(server: PostgresServer, url: str) -> None:
     async def story() -> None:
         first = key()
-        async with opened(url, timeout=0.5) as store:
+        async with opened(url, timeout=3) as store:
             await store.put(first)
             with server.hung():
                 began = time.perf_counter()
                 with pytest.raises(AwayError, match="no answer within"):
                     await store.get(first.id)
-                assert 0.4 < time.perf_counter() - began < 5
+                assert 2.9 < time.perf_counter() - began < 30
                 began = time.perf_counter()
                 with pytest.raises(AwayError):
                     await store.get(first.id)
-                assert time.perf_counter() - began < 0.3
+                assert time.perf_counter() - began < 2
             await until_back(store)
             assert await store.get(first.id) == first
 
