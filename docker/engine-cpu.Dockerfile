@@ -46,7 +46,8 @@ RUN apt-get update \
     && install -d -o 10001 -g 10001 /cache \
     && ln -s kimi-serve/lib/python3.11/site-packages/kimi_serve/assets/kimi-vl-nano /opt/kimi-vl-nano
 COPY --from=build /opt/kimi-serve /opt/kimi-serve
-ENV PATH=/opt/kimi-serve/bin:$PATH HOME=/cache XDG_CACHE_HOME=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# torch asks for a user's name, which 10001 has not.
+ENV PATH=/opt/kimi-serve/bin:$PATH HOME=/cache USER=kimi-serve XDG_CACHE_HOME=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10m --retries=3 \

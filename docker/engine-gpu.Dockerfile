@@ -28,7 +28,8 @@ RUN uv pip install --system --no-cache --no-deps --no-index /dist/kimi_serve-*.w
     && ln -s "$(python3 -c 'from kimi_serve.launch.footprint import BUNDLED; print(BUNDLED)')" /opt/kimi-vl-nano \
     && install -d -o 10001 -g 10001 /cache \
     && kimi-serve --version
-ENV HOME=/cache XDG_CACHE_HOME=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# torch asks for a user's name, which 10001 has not.
+ENV HOME=/cache USER=kimi-serve XDG_CACHE_HOME=/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30m --retries=3 \

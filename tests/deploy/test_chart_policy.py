@@ -85,6 +85,15 @@ def test_only_gateways_reach_engines_and_engines_reach_nothing() -> None:
     assert {port["port"] for port in dns["ports"]} == {53}
 
 
+@pytest.mark.parametrize("allow_remote", [True, False])
+def test_a_gateway_reaches_the_internet_only_where_it_fetches_pictures(allow_remote: bool) -> None:
+    values = {"gateway": {"settings": {"media": {"allow_remote": allow_remote}}}}
+    egress = of_kind(chart.objects(values), "NetworkPolicy")["demo-gateway"]["spec"]["egress"]
+    blocks = [peer["ipBlock"] for rule in egress for peer in rule.get("to", []) if "ipBlock" in peer]
+    assert bool(blocks) == allow_remote
+    assert all("10.0.0.0/8" in block["except"] for block in blocks if block["cidr"] == "0.0.0.0/0")
+
+
 def test_every_pod_is_under_a_network_policy() -> None:
     downloads = {"download": {"repository": "a/b", "revision": "0" * 40}}
     made = chart.objects({"models": {"m": downloads, "wide": {"nodes": 2}}, "store": {"create": True}})
