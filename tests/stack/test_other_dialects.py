@@ -2,15 +2,16 @@
 
 import base64
 import io
-import json
+from collections.abc import Iterator
 
+import anthropic
 import httpx
 import openai
 import pytest
 from PIL import Image
 
 from kimi_serve.gateway.gateway import Gateway
-from tests.stack.served import NAME, fresh_http
+from tests.stack.served import CONTEXT, NAME, fresh_http
 
 SCHEMA = {"properties": {"city": {"type": "string", "description": "Köln"}}}
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -178,14 +179,38 @@ def test_what_the_engine_changes_in_a_chat_is_counted_as_changed(
     assert int(answered.headers["x-kimi-serve-prompt-tokens"]) == answered.json()["usage"]["prompt_tokens"]
 
 
-def test_a_stream_of_messages_ends_with_message_stop_and_the_counted_tokens(front: tuple[str, Gateway]) -> None:
-    body = {"model": NAME, "max_tokens": 8, "messages": HELLO, "stream": True, "temperature": 0}
-    with httpx.Client(base_url=front[0], timeout=120, trust_env=False) as http:
-        answered = http.post("/v1/messages", json=body)
-    frames = [frame for frame in answered.text.split("\n\n") if frame.startswith("event: ")]
-    assert frames[-1].startswith("event: message_stop\n")
-    told = json.loads(frames[-2].partition("\ndata: ")[2])["usage"]
-    assert told["input_tokens"] == int(answered.headers["x-kimi-serve-prompt-tokens"])
+@pytest.fixture
+def claude(front: tuple[str, Gateway]) -> Iterator[anthropic.Anthropic]:
+    with (
+        anthropic.DefaultHttpxClient(trust_env=False, timeout=120) as http,
+        anthropic.Anthropic(base_url=front[0], api_key="none", max_retries=0, http_client=http) as client,
+    ):
+        yield client
+
+
+def test_anthropics_client_reads_answers_with_pictures_and_tools(claude: anthropic.Anthropic) -> None:
+    asked = {"model": NAME, **MESSAGES["a call and its result"]}
+    told = claude.messages.create(max_tokens=4, extra_body={"temperature": 0}, **asked)  # type: ignore[call-overload]
+    assert (told.type, told.role) == ("message", "assistant")
+    assert (told.stop_reason, told.usage.output_tokens) == ("max_tokens", 4) or told.stop_reason == "end_turn"
+    counted = claude.messages.count_tokens(**asked)  # type: ignore[arg-type]
+    assert counted.input_tokens == told.usage.input_tokens + (told.usage.cache_read_input_tokens or 0)
+
+
+def test_anthropics_client_reads_a_stream_to_its_end(claude: anthropic.Anthropic) -> None:
+    asked = {"model": NAME, "max_tokens": 8, "messages": HELLO}
+    with claude.messages.stream(**asked) as stream:  # type: ignore[arg-type]
+        pieces = list(stream.text_stream)
+        told = stream.get_final_message()
+    assert "".join(pieces) == "".join(block.text for block in told.content if block.type == "text")
+    assert 1 <= told.usage.output_tokens <= 8
+    counted = claude.messages.count_tokens(model=NAME, messages=HELLO)  # type: ignore[arg-type]
+    assert counted.input_tokens == told.usage.input_tokens + (told.usage.cache_read_input_tokens or 0)
+
+
+def test_anthropics_client_gets_the_gateways_refusals(claude: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="more than the model's limit"):
+        claude.messages.create(model=NAME, max_tokens=CONTEXT, messages=HELLO)  # type: ignore[arg-type]
 
 
 def test_a_stream_of_responses_reaches_its_end_in_the_openai_client(front: tuple[str, Gateway]) -> None:
