@@ -165,6 +165,7 @@ def engine_url(engine: tuple[FakeEngine, str]) -> str:
     return engine[1]
 
 
+AT_ENGINE = 8
 LIMITS: dict[str, object] = {"listen__header_bytes": 16_384, "body__max_bytes": 32 << 20}
 HASTY: dict[str, object] = {
     **LIMITS,
@@ -179,10 +180,19 @@ HASTY: dict[str, object] = {
 
 
 @pytest.fixture(scope="package")
+def silent_origin() -> Iterator[int]:
+    """The port of a server of pictures that takes requests and sends nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:  # the kernel takes them, and nobody else
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture(scope="package")
 def patient_door(
-    engine: tuple[FakeEngine, str], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    engine: tuple[FakeEngine, str], silent_origin: int, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Door]:
-    with opened(checkpoint, [engine[1]], tmp_path_factory.mktemp("patient") / "gateway.log", **LIMITS) as door:
+    log = tmp_path_factory.mktemp("patient") / "gateway.log"
+    media = {"media__allow_private": '["127.0.0.0/8"]', "media__ports": f"[{silent_origin}]", "media__timeout_s": 600}
+    with opened(checkpoint, [engine[1]], log, admission__requests=AT_ENGINE, **LIMITS, **media) as door:
         yield door
 
 

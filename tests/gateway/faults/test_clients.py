@@ -2,15 +2,15 @@
 
 import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
 from kimi_serve.testing.fake_engine import FakeEngine
 from tests.gateway.faults.clients import connect, head, read_answer, read_to_end, read_until, request, reset, trickle
-from tests.gateway.faults.conftest import CHAT, LIMITS, MODEL, Door, Open, eventually
+from tests.gateway.faults.conftest import AT_ENGINE, CHAT, MODEL, Door, Open, eventually
 
 FOREVER = 600.0  # seconds: longer than any test waits
 
@@ -76,26 +76,6 @@ def test_a_client_that_reads_slowly_gets_everything(hasty: Door, fake: FakeEngin
     assert heard.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
-@pytest.fixture
-def silent_origin() -> Iterator[int]:
-    """The port of a server of pictures that takes requests and sends nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        held: list[socket.socket] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    held.append(listener.accept()[0])
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        for connection in held:
-            connection.close()
-
-
 Left = Callable[[socket.socket], None]
 
 
@@ -109,15 +89,13 @@ def test_a_client_that_leaves_within_a_body_is_forgotten(door: Door, leave: Left
 
 
 def test_a_client_that_leaves_while_its_picture_is_fetched_is_forgotten(
-    open_door: Open, fake: FakeEngine, engine_url: str, silent_origin: int
+    door: Door, fake: FakeEngine, silent_origin: int
 ) -> None:
-    ports = {"media__ports": f"[{silent_origin}]", "media__timeout_s": FOREVER}
-    door = open_door([engine_url], **LIMITS | ports)
     image = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{silent_origin}/x.png"}}
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": [image]}]}).encode()
     client = connect(door.port)
     client.sendall(head(f"content-length: {len(body)}", path=CHAT) + body)
-    eventually(lambda: door.metric("in_flight_bytes") > 0)
+    eventually(lambda: door.metric("in_flight_bytes") >= len(body))
     client.close()
     door.assert_idle()
     assert fake.record.count == 0
@@ -161,14 +139,12 @@ def test_a_client_that_leaves_with_another_request_in_the_pipeline_ends_both(doo
     assert fake.record.count == 1
 
 
-def test_a_client_that_leaves_the_queue_never_reaches_an_engine(
-    open_door: Open, fake: FakeEngine, engine_url: str
-) -> None:
+def test_a_client_that_leaves_the_queue_never_reaches_an_engine(door: Door, fake: FakeEngine) -> None:
     fake.dials = fake.dials.turned({"ttft_s": FOREVER})
-    door = open_door([engine_url], admission__requests=1)
-    with connect(door.port) as first:
-        first.sendall(request())
-        eventually(lambda: fake.record.in_flight == 1)
+    with ExitStack() as stack:
+        for _ in range(AT_ENGINE):
+            stack.enter_context(connect(door.port)).sendall(request())
+        eventually(lambda: fake.record.in_flight == AT_ENGINE)
         waiting = [connect(door.port) for _ in range(20)]
         for number, client in enumerate(waiting):
             client.sendall(request(stream=number % 2 == 0))
@@ -176,7 +152,7 @@ def test_a_client_that_leaves_the_queue_never_reaches_an_engine(
         for number, client in enumerate(waiting):
             (reset if number % 3 else socket.socket.close)(client)
         eventually(lambda: door.metric("waiting_requests") == 0)
-        assert fake.record.count == 1
+        assert fake.record.count == AT_ENGINE
     door.assert_idle()
 
 

@@ -62,20 +62,14 @@ def asking(door: Door, count: int = 1, **options: object) -> Iterator[list["Futu
         yield [threads.submit(door.chat, **options) for _ in range(count)]
 
 
-STATES = {
-    "before headers": {"fail": "hang_before_headers"},
-    "before the first byte": {"ttft_s": 600.0},
-}
-
-
-@pytest.mark.parametrize("dials", STATES.values(), ids=STATES)
 def test_what_an_engine_had_not_begun_to_answer_is_answered_by_another(
-    open_door: Open, fake: FakeEngine, engine_url: str, dials: dict[str, object]
+    open_door: Open, fake: FakeEngine, engine_url: str
 ) -> None:
+    """Streams have their header by then and no byte more, whole answers have nothing."""
     with in_process(FAKE, options={"max_model_len": 8192}) as first, wire_to(port_of(engine_url)) as wire:
         wire.freeze()  # so that all requests are with the first
         door = open_door([first.url, f"http://127.0.0.1:{wire.port}"], **LONG)
-        turn(first.url, **dials)
+        turn(first.url, ttft_s=600.0)
         with asking(door, 2, stream=True) as streams, asking(door, 2) as answers:
             eventually(lambda: in_flight(first.url) == 4)
             wire.live.set()

@@ -11,7 +11,7 @@ from kimi_serve.testing.fake_engine import FakeEngine
 from tests.gateway.faults.conftest import Open
 from tests.gateway.faults.wires import wire_to
 
-REQUESTS = int(os.environ.get("KIMI_SERVE_RESET_REQUESTS", "300"))
+REQUESTS = int(os.environ.get("KIMI_SERVE_RESET_REQUESTS", "200"))
 SHARE = 0.01
 TOKENS = 20
 
