@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_ports_are_published_on_this_machine_only_until_an_address_is_given() ->
     assert [port for port in published if not port.startswith("127.0.0.1:")] == []
     elsewhere = composed.read({"KIMI_SERVE_ADDRESS": "0.0.0.0"})["services"]
     assert elsewhere["gateway-gpu"]["ports"] == ["0.0.0.0:8000:8000"]
+
+
+def test_every_variable_is_documented_with_its_default() -> None:
+    used = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (composed.FOLDER / "compose.yaml").read_text("utf-8")))
+    page = (composed.FOLDER.parents[1] / "docs" / "compose.md").read_text("utf-8")
+    assert dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", page, re.MULTILINE)) == used
 
 
 def test_no_secret_stands_in_it() -> None:
