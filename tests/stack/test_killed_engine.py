@@ -1,0 +1,110 @@
+"""The real engine killed with requests in every state: each client is told, and the gateway is no longer ready."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kimi_serve.gateway.app import create_app
+from kimi_serve.gateway.gateway import Gateway
+from kimi_serve.gateway.settings import read
+from kimi_serve.testing.serving import in_thread
+from tests.stack.conftest import FLAGS
+from tests.stack.served import NAME, Server
+
+CHAT = "/v1/chat/completions"
+LONG = {"max_tokens": 6000, "ignore_eos": True, "temperature": 0}  # minutes of work
+BROKEN = ("upstream_error", "upstream_timeout")
+
+
+def eventually(is_true: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it never became true"
+        time.sleep(0.05)
+
+
+def ask(url: str, **options: object) -> httpx.Response:
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Hello"}], **LONG, **options}
+    return httpx.post(url + CHAT, json=body, timeout=300, trust_env=False)
+
+
+@pytest.fixture
+def server(checkpoint: Path, tmp_path: Path) -> Server:
+    """One of its own: the others need theirs alive."""
+    return Server(checkpoint, FLAGS, tmp_path / "engine.log")
+
+
+def test_every_client_of_a_killed_engine_is_told(server: Server, checkpoint: Path) -> None:
+    opened: list[Gateway] = []
+    with server:
+        settings = read(
+            None,
+            checkpoint=checkpoint,
+            replicas={"urls": [server.url], "check_s": 0.5},
+            admission={"requests": 3, "deadline_s": 10},
+            stream={"keep_alive_s": 1},
+        )
+        with in_thread(create_app(settings, opened.append)) as front, ThreadPoolExecutor(8) as threads:
+            try:
+                kill_and_listen(server, opened[0], front.url, threads)
+            finally:
+                server.kill()  # or those who ask would wait for all of their answers
+
+
+def kill_and_listen(server: Server, gateway: Gateway, url: str, threads: ThreadPoolExecutor) -> None:
+    eventually(lambda: gateway.fleet.ready == 1)
+    decoding, whole = threads.submit(ask, url, stream=True), threads.submit(ask, url)
+    eventually(lambda: working(gateway, 2))
+    time.sleep(2)  # both are past their prefill
+    prompt = [{"role": "user", "content": "word " * 500}]
+    prefill = threads.submit(ask, url, stream=True, messages=prompt)
+    eventually(lambda: working(gateway, 3))
+    queued = [threads.submit(ask, url, stream=stream) for stream in (True, False)]
+    eventually(lambda: count(gateway, "waiting_requests") == 2)
+    server.kill()
+    began = time.monotonic()
+
+    heard = decoding.result()
+    events = events_of(heard)
+    assert heard.status_code == 200
+    assert len(events) > 3
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["error"]["code"] in BROKEN
+    assert whole.result().status_code in (502, 504)
+    codes = [code_of(answer.result()) for answer in (prefill, *queued)]
+    assert set(codes) <= {*BROKEN, "no_replica", "queue_timeout"}
+    print(f"{len(events)} events, then an error; {codes}; all were told within {time.monotonic() - began:.1f} s")
+
+    assert count(gateway, "broken_streams_total") >= 1
+    eventually(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503)
+    for name in ("outstanding_requests", "outstanding_cost_tokens", "waiting_requests", "in_flight_bytes"):
+        eventually(lambda name=name: count(gateway, name) == 0)
+    assert [replica.outstanding for replica in gateway.fleet.snapshot()] == [0]
+
+
+def working(gateway: Gateway, requests: int) -> bool:
+    return count(gateway, "outstanding_requests") == requests
+
+
+def events_of(response: httpx.Response) -> list[str]:
+    return [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+
+
+def code_of(response: httpx.Response) -> str:
+    if response.status_code != 200:
+        return str(response.json()["error"]["code"])
+    events = events_of(response)
+    return str(json.loads(events[-2])["error"]["code"])
+
+
+def count(gateway: Gateway, name: str) -> float:
+    """The sum of a metric over its labels."""
+    gateway.measure()
+    families = gateway.metrics.registry.collect()
+    samples = (sample for family in families for sample in family.samples if sample.name == f"kimi_serve_{name}")
+    return sum(sample.value for sample in samples)
