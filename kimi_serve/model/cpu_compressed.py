@@ -12,6 +12,7 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
 from torch import Tensor, nn
 from vllm import envs
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExperts
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
@@ -50,7 +51,7 @@ class Form:
 
     def words(self, columns: int, where: str) -> int:
         if self.group and columns % self.group:
-            raise KernelError(f"{where}: {columns} input columns on this rank, no multiple of the group {self.group}")
+            raise KernelError(f"{where}: {columns} input columns are no multiple of the group {self.group}")
         return columns // VALUES_A_WORD if self.bits == 4 else columns
 
     def groups(self, columns: int) -> int:
@@ -72,13 +73,21 @@ class CpuCompressedTensors(CompressedTensorsConfig):
         return super().get_scheme(layer, layer_name) if form is None else CpuLinearScheme(form, layer_name or "")
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
+        refuse_ranks("--tensor-parallel-size", get_tensor_model_parallel_world_size())
         if isinstance(layer, RoutedExperts):
+            refuse_ranks("--data-parallel-size", layer.moe_config.moe_parallel_config.dp_size)
             self._add_fused_moe_to_target_scheme_map()
             scheme = self.get_scheme_dict(layer, f"{prefix}.0.{layer.ckpt_gate_proj_name}")
             form = form_of(scheme) if scheme else None
             if form is not None:
                 return CompressedTensorsCpuExperts(form, layer.moe_config, prefix)
         return super().get_quant_method(layer, prefix)
+
+
+def refuse_ranks(flag: str, ranks: int) -> None:
+    """Layers that several ranks share have not been tried with these kernels."""
+    if ranks > 1:
+        raise KernelError(f"{flag}: {ranks} with quantized weights on a CPU is not supported; supported: 1")
 
 
 def form_of(scheme: dict[str, Any]) -> Form | None:
@@ -196,10 +205,9 @@ class CompressedTensorsCpuExperts(FusedMoEMethodBase):
     ) -> Tensor:
         """x (tokens, hidden), topk (tokens, top_k) -> (tokens, hidden); vLLM's runner adds the shared experts."""
         form = self.form
-        ids = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids]  # -1 for another rank's
         return torch.ops.kimi_serve.experts(
             x,
-            ids,
+            topk_ids,
             topk_weights,
             getattr(layer, f"w13_{form.suffix}"),
             layer.w13_weight_scale,
