@@ -25,6 +25,13 @@ IMPORTANCE = "importance.safetensors"
 
 def run(options: Options) -> str:
     """Do it; the report, one line of JSON."""
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        raise QuantizeError("stopped; what is finished is kept: run the same command again to go on") from None
+
+
+def _run(options: Options) -> str:
     if options.prompts is not None and not options.check:
         raise QuantizeError("--prompts: needs --check")
     plan = job.prepare(options)
@@ -33,10 +40,7 @@ def run(options: Options) -> str:
     if job.is_there(options.target):
         refuse_other(plan)
     else:
-        try:
-            _make(plan, calibration)
-        except KeyboardInterrupt:
-            raise QuantizeError(f"stopped; {plan.folder} holds what is finished: run the same command again") from None
+        _make(plan, calibration)
     report = summary(plan)
     if options.check:
         report |= _check(plan, asked)

@@ -109,7 +109,9 @@ def finish(plan: Plan, done: Manifest) -> None:
     _write_json(folder / INDEX, layout.index(plan.shards))
     for path in plan.copies:
         write_atomically(folder / path.name, iter([path.read_bytes()]))
-    keep = {CONFIG, INDEX, manifest.NAME, *done.finished, *(path.name for path in plan.copies)}
+    shards = [shard.file for shard in plan.shards]
+    done.keep(shards)
+    keep = {CONFIG, INDEX, manifest.NAME, *shards, *(path.name for path in plan.copies)}
     for path in folder.iterdir():
         if path.name not in keep:
             path.unlink()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,14 @@ class Manifest:
 
     def add(self, file: str, sha256: str) -> None:
         self.finished[file] = sha256
+        self._write()
+
+    def keep(self, files: Sequence[str]) -> None:
+        """Forget what only the work needed."""
+        self.finished = {file: self.finished[file] for file in files}
+        self._write()
+
+    def _write(self) -> None:
         text = json.dumps({"made_from": self.made_from, "finished": self.finished}, indent=1)
         write_atomically(self.folder / NAME, iter([f"{text}\n".encode()]))
 
