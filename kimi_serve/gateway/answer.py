@@ -104,9 +104,10 @@ async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGe
         message = f"the engine refused the request with status {response.status}"
         yield dialect.failure(ApiError("upstream_error", message), 0)
         return
-    async with aclosing(exchange.frames(response)) as frames:
-        async for frame in frames:
-            yield frame
+    with exchange.told_of_leaving(response):
+        async with aclosing(exchange.frames(response)) as frames:
+            async for frame in frames:
+                yield frame
 
 
 class _Stream(SseResponse):

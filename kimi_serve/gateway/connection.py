@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from kimi_serve.gateway import liveness
 from kimi_serve.gateway.metrics import Metrics
 from kimi_serve.gateway.settings import Listen
+from kimi_serve.gateway.streaming import server_send
 from kimi_serve.protocol.errors import ApiError
 
 _LINGER_S: Final = 1.0  # for a client to read why; closed at once, a connection with bytes unread is reset
@@ -133,7 +134,9 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        token = server_send.set(cycle.send)  # type: ignore[arg-type]  # uvicorn names each message a type
+        super()._start_asgi_task(cycle, app)  # in a task, which takes the context of now
+        server_send.reset(token)
 
     def send_400_response(self, msg: str) -> None:
         """The parser, or one of the callbacks above, cannot go on."""

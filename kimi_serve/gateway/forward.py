@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -202,21 +202,19 @@ class Exchange:
             self._settle(self._usage(told))
         return data
 
-    async def frames(self, response: Response) -> AsyncGenerator[bytes, None]:
-        """The answer of a request that streams, as it comes."""
-        keep_alive = self.gateway.settings.stream.keep_alive_s
-        stream = relay(
+    def frames(self, response: Response) -> AsyncGenerator[bytes, None]:
+        """The answer of a request that streams, as it comes. To be read while it is told of leaving."""
+        return relay(
             response.chunks,
-            keep_alive_s=keep_alive,
+            keep_alive_s=self.gateway.settings.stream.keep_alive_s,
             clock=time.monotonic,
             observe=self._observe,
             dialect=self.work.dialect,
             rename=self.renamed,
         )
-        with self.gateway.leaving.telling(lambda: response.end(draining())):
-            async with aclosing(stream):
-                async for part in stream:
-                    yield part
+
+    def told_of_leaving(self, response: Response) -> AbstractContextManager[None]:
+        return self.gateway.leaving.telling(lambda: response.end(draining()))
 
     def renamed(self, data: bytes) -> bytes:
         if not self.work.dialect.renames_thoughts:

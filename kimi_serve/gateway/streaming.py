@@ -8,6 +8,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeVar
 
@@ -175,27 +176,32 @@ async def while_connected(
 
     `on_left` is called the moment it is seen, before anything is given back.
     """
-    task = asyncio.current_task()
-    assert task is not None
+    working = asyncio.create_task(work)  # what it waits for wakes it alone, not all of the application around it
     has_left = False
 
     async def watch() -> None:
         nonlocal has_left
         while (await receive())["type"] != "http.disconnect":
             pass
-        has_left = True
-        on_left()
-        task.cancel()
+        if not working.done():  # servers say the same when an answer is complete
+            has_left = True
+            on_left()
+            working.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
-        return await work
+        return await working
     except asyncio.CancelledError:
-        if has_left and task.uncancel() == 0:
+        own = asyncio.current_task()
+        if has_left and own is not None and not own.cancelling():
             raise ClientGoneError from None
         raise
     finally:
         watcher.cancel()
+
+
+# The server's own send: what middleware has to say is said with an answer's start, and the frames are many.
+server_send: Final[ContextVar[Send]] = ContextVar("server_send")
 
 
 class SseResponse(Response):
@@ -228,6 +234,7 @@ class SseResponse(Response):
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self.parts) as parts:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            send = server_send.get(send)
             try:
                 async for part in parts:
                     await send({"type": "http.response.body", "body": part, "more_body": True})
