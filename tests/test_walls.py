@@ -31,6 +31,7 @@ def loaded_by(module: str) -> set[str]:
         "kimi_serve.gateway.run",
         "kimi_serve.testing.fake_engine",
         "kimi_serve.protocol.chat",
+        "kimi_serve.quantize.options",
     ],
 )
 def test_importing_it_loads_no_engine(module: str) -> None:

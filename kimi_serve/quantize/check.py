@@ -25,7 +25,7 @@ class TensorError:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """On positions of given prompts that hold no picture, each answered from the same tokens."""
+    """On positions of given prompts, each answered from the same tokens."""
 
     positions: int
     kl: float  # mean over positions, source against quantized, in nats
@@ -54,8 +54,7 @@ def tensor_error(name: str, source: Model, made: Model) -> TensorError:
 
 @torch.no_grad()
 def agreement(source: Model, made: Model, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> Agreement:
-    ids = torch.tensor([token for prompt in prompts for token in prompt.ids])
-    where = ids != checkpoint.model.media_placeholder_token_id
+    where = torch.cat([compared(prompt, checkpoint.model.media_placeholder_token_id) for prompt in prompts])
     want = final_states(source, checkpoint, prompts)[where]
     got = final_states(made, checkpoint, prompts)[where]
     head = Divergence(len(want))
@@ -65,6 +64,15 @@ def agreement(source: Model, made: Model, checkpoint: Checkpoint, prompts: Seque
         head.add(source.linear(HEAD, start, stop)(want), made.linear(HEAD, start, stop)(got), start)
     kl, same = head.result()
     return Agreement(len(want), float(kl.mean()), float(same.float().mean()))
+
+
+def compared(prompt: Prompt, placeholder: int) -> Tensor:
+    """Mark the positions that predict the answer; where there is none, all that hold no picture."""
+    ids = torch.tensor(prompt.ids)
+    if not prompt.answer:
+        return ids != placeholder
+    positions = torch.arange(len(ids))
+    return (positions >= len(ids) - 1 - prompt.answer) & (positions < len(ids) - 1)
 
 
 class Divergence:

@@ -28,6 +28,7 @@ MOST_TOKENS = 16_384  # of all lines together: their hidden states are in memory
 class Prompt:
     ids: tuple[int, ...]
     pictures: tuple[ImagePatches, ...]
+    answer: int = 0  # how many of the last ids are the last turn's answer; 0: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,9 @@ def _prompt(
     messages = line["messages"]
     answered = bool(messages) and isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
     ids = render(messages, tokenizer, add_generation_prompt=not answered)
+    answer = len(ids) - len(render(messages[:-1], tokenizer)) if answered and len(messages) > 1 else 0
     pictures = [processor(_open(url, folder)) for url in _urls(messages)]
-    return Prompt(tuple(_expanded(ids, pictures, checkpoint)), tuple(pictures))
+    return Prompt(tuple(_expanded(ids, pictures, checkpoint)), tuple(pictures), answer)
 
 
 def _expanded(ids: Sequence[int], pictures: Sequence[ImagePatches], checkpoint: Checkpoint) -> Iterator[int]:

@@ -16,7 +16,7 @@ from kimi_serve.inputs.chat import render
 from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.inputs.tokenizer import Tokenizer
 from kimi_serve.quantize import command, prompts
-from kimi_serve.quantize.check import Divergence
+from kimi_serve.quantize.check import Divergence, compared
 from kimi_serve.quantize.options import Options
 from kimi_serve.quantize.packing import dequantize, unpack
 
@@ -59,7 +59,11 @@ def test_conversations_are_rendered_as_requests_are_and_pictures_take_their_toke
     placeholders = read.prompts[1].ids.count(checkpoint.model.media_placeholder_token_id)
     assert placeholders == 3 * 2 + 2 * 2  # 60x40 and 30x30 pixels, in cells of 28
     assert [item.grid.num_patches for item in read.prompts[1].pictures] == [6 * 4, 4 * 4]
-    assert read.prompts[1].ids[-1] == tokenizer.special_id("<|im_end|>")
+    answer = [*tokenizer.encode("Two rings."), tokenizer.special_id("<|im_end|>")]
+    assert list(read.prompts[1].ids[-read.prompts[1].answer :]) == answer
+    where = compared(read.prompts[1], checkpoint.model.media_placeholder_token_id)
+    assert where.nonzero()[:, 0].tolist() == [len(where) - 2 - k for k in reversed(range(len(answer)))]
+    assert int(compared(read.prompts[2], 0).sum()) == len(read.prompts[2].ids)
 
 
 @pytest.mark.parametrize(
