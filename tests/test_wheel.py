@@ -1,5 +1,7 @@
 """The built wheel, as pip would install it: its data, entry points and extras."""
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -7,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from kimi_serve.kernels import library
+
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "kimi_serve" / "assets" / "kimi-vl-nano"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    source = tmp_path_factory.mktemp("source")
+    return build(tmp_path_factory.mktemp("source"), {})
+
+
+def build(source: Path, environment: dict[str, str]) -> zipfile.ZipFile:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "kimi_serve", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, check=True, text=True,
@@ -34,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         "dist",
         ".",
     ]
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, env=os.environ | environment)
     [built] = (source / "dist").glob("kimi_serve-*.whl")
     return zipfile.ZipFile(built)
 
@@ -55,6 +62,20 @@ def test_it_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
 
 def test_it_holds_nothing_but_the_package(wheel: zipfile.ZipFile) -> None:
     assert {name.split("/")[0].partition("-")[0] for name in wheel.namelist()} == {"kimi_serve"}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_its_kernels_are_compiled_and_can_be_loaded(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    [compiled] = [name for name in wheel.namelist() if name.startswith("kimi_serve/kernels/_library.")]
+    lib = library.open_library(Path(wheel.extract(compiled, tmp_path)))
+    assert lib.paths[0] == "portable"
+
+
+def test_it_is_built_without_a_compiler_too(tmp_path: Path) -> None:
+    """The kernels are then missing, and library.py says so (tests/kernels/test_library.py)."""
+    bare = build(tmp_path, {"CC": "/no/compiler", "CXX": "/no/compiler"})
+    assert not [name for name in bare.namelist() if name.endswith(".so")]
+    assert "kimi_serve/kernels/ops.py" in bare.namelist()
 
 
 def test_vllm_finds_the_plugin_and_a_person_the_command(wheel: zipfile.ZipFile) -> None:

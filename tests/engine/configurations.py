@@ -19,7 +19,7 @@ class Configuration:
     dtype: Literal["float32", "bfloat16"] = "float32"
     expanded: bool = False
     in_tree: bool = False  # vLLM's own class of the same architecture
-    scheme: Literal["int4", "int8"] | None = None  # the checkpoint, quantized with its head and tower
+    quantized: tuple[str, ...] = ()  # what `kimi-serve quantize` is asked for; none: the checkpoint as it is
     exact: bool = False  # with int4: activations stay float
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -55,6 +55,9 @@ _NATIVE_ROPE = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"
 # On CPUs vLLM makes the buffers between pipeline stages while it traces the model, so with enforce_eager it has none.
 _TRACED = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
 
+_INT4 = ("--scheme", "int4", "--lm-head")
+_INT8 = ("--scheme", "int8", "--lm-head")
+
 CONFIGURATIONS = {
     configuration.name: configuration
     for configuration in (
@@ -70,9 +73,9 @@ CONFIGURATIONS = {
             ("batch",),
             options=_LATENT | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
         ),
-        Configuration("int4", ("forced",), scheme="int4", expanded=True, options=_WHOLE),
-        Configuration("int4-exact", ("forced",), scheme="int4", exact=True, expanded=True, options=_WHOLE),
-        Configuration("int8", ("forced",), scheme="int8", expanded=True, options=_WHOLE),
+        Configuration("int4-exact", ("forced",), quantized=_INT4, exact=True, expanded=True, options=_WHOLE),
+        Configuration("int4", ("forced",), quantized=(*_INT4, "--tower"), expanded=True, options=_WHOLE),
+        Configuration("int8", ("forced",), quantized=(*_INT8, "--tower"), expanded=True, options=_WHOLE),
         Configuration("in-tree", ("forced", "batch"), in_tree=True, options=_LATENT | _NATIVE_ROPE),
     )
 }

@@ -33,7 +33,23 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def results(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
+def quantized(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A configuration's checkpoint."""
+    made: dict[tuple[str, ...], Path] = {(): golden_checkpoint}
+
+    def make(name: str) -> Path:
+        asked = CONFIGURATIONS[name].quantized
+        if asked not in made:
+            made[asked] = tmp_path_factory.mktemp("quantized") / name
+            command = [sys.executable, "-m", "kimi_serve.cli", "quantize", golden_checkpoint, made[asked], *asked]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        return made[asked]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def results(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
     """What a configuration's engine gave, by pass/case/what; the engine has ended. Workers of one session share it."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "results"
@@ -53,7 +69,7 @@ def results(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     def start(name: str, target: Path) -> None:
         partial = target.with_suffix(".partial.npz")
         ended = run_alone(
-            ["-m", "tests.engine.driver", name, str(golden_checkpoint), str(partial)], CONFIGURATIONS[name].environment
+            ["-m", "tests.engine.driver", name, str(quantized(name)), str(partial)], CONFIGURATIONS[name].environment
         )
         assert ended.returncode == 0, f"engine {name} failed:\n{ended.stdout[-6000:]}"
         partial.rename(target)

@@ -11,21 +11,19 @@ from tests.oracle.kimi_vl import KimiVl, load, normalise
 
 
 def oracle(checkpoint: Path, scratch: Path) -> KimiVl:
-    """Raise KeyError where a tensor is left that the oracle has no place for."""
     stored = {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
     plain = {}
     for name, tensor in stored.items():
         if name.endswith(".weight_packed"):
-            scale = stored[name.replace("weight_packed", "weight_scale")]
-            plain[name.removesuffix("_packed")] = real(int4(tensor), scale)
+            weight = name.removesuffix("_packed")
+            plain[weight] = real(int4(tensor), stored[f"{weight}_scale"])
         elif tensor.dtype == torch.int8:
             plain[name] = real(tensor, stored[f"{name}_scale"])
         elif not name.endswith(("weight_scale", "weight_shape")):
             plain[name] = tensor.float()
-    scratch.mkdir(exist_ok=True)
     save_file(plain, scratch / "model.safetensors")
     (scratch / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
-    return load(scratch)
+    return load(scratch)  # strict: a tensor too many or too few is an error
 
 
 def int4(packed: torch.Tensor) -> torch.Tensor:
