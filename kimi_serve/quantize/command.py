@@ -29,6 +29,8 @@ def run(options: Options) -> str:
         return _run(options)
     except KeyboardInterrupt:
         raise QuantizeError("stopped; what is finished is kept: run the same command again to go on") from None
+    except OSError as error:  # a disk that is full after all, a folder that may not be written
+        raise QuantizeError(f"{error}; what is finished is kept: run the same command again to go on") from error
 
 
 def _run(options: Options) -> str:
@@ -37,7 +39,7 @@ def _run(options: Options) -> str:
     plan = job.prepare(options)
     calibration = _read(options.calibrate, "--calibrate", plan)
     asked = _read(options.prompts, "--prompts", plan)
-    if job.is_there(options.target):
+    if options.target.exists():
         refuse_other(plan)
     else:
         _make(plan, calibration)
@@ -56,6 +58,8 @@ def refuse_other(plan: Plan) -> None:
     target = plan.options.target
     if not plan.options.check:
         raise QuantizeError(f"DST: {target} exists; choose another, or add --check to compare it with SRC")
+    if not (target / job.CONFIG).is_file():
+        raise QuantizeError(f"DST: {target} holds no {job.CONFIG}; only a complete output can be compared")
     made = job.load_config(target).get("quantization_config")
     if made != json.loads(json.dumps(scheme.config_section(plan.scheme))):
         raise QuantizeError(f"DST: {target} was made with other options; its config.json says how")

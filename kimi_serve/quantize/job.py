@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,8 +92,10 @@ def files_to_copy(source: Path) -> list[Path]:
 def make(plan: Plan, importance: Mapping[str, Tensor], done: Manifest) -> None:
     """Write what is missing in the plan's folder."""
     due = [shard for shard in plan.shards if shard.file not in done.finished]
-    bar = tqdm(total=sum(_source_bytes(shard) for shard in plan.shards), unit="B", unit_scale=True, desc="quantizing")
-    bar.update(bar.total - sum(_source_bytes(shard) for shard in due))
+    total = sum(_source_bytes(shard) for shard in plan.shards)
+    often = 0.1 if sys.stderr.isatty() else 30.0  # seconds: a log wants few lines
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="quantizing", mininterval=often)
+    bar.update(total - sum(_source_bytes(shard) for shard in due))
     with bar, plan.weights, Quantizer(plan.weights, importance, bar.update) as quantizer:
         for shard in due:
             done.add(shard.file, quantizer.write(plan.folder, shard))
@@ -166,11 +169,6 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
         if folder.is_dir() and not any(folder.iterdir()):  # refused before anything was written
             folder.rmdir()
-
-
-def is_there(target: Path) -> bool:
-    """Whether the output exists; an empty folder does not count."""
-    return target.is_dir() and any(target.iterdir())
 
 
 def load_config(folder: Path) -> dict[str, object]:

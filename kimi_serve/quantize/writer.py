@@ -30,6 +30,7 @@ class Quantizer:
         self.weights = weights
         self.importance = importance
         self.progress = progress
+        self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
 
     def __enter__(self) -> Self:
@@ -39,6 +40,7 @@ class Quantizer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)  # the threads' own setting reaches some libraries as a whole
 
     def write(self, folder: Path, shard: Shard) -> str:
         """Write one shard; the sha256 of its bytes."""

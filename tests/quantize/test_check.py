@@ -19,6 +19,9 @@ from kimi_serve.quantize import command, prompts
 from kimi_serve.quantize.check import Divergence, compared
 from kimi_serve.quantize.options import Options
 from kimi_serve.quantize.packing import dequantize, unpack
+from kimi_serve.quantize.reading import Model
+from kimi_serve.quantize.source import Weights
+from kimi_serve.quantize.states import final_states
 
 DOWN = "language_model.model.layers.0.mlp.down_proj.weight"
 
@@ -144,10 +147,6 @@ def test_divergence_in_blocks_equals_the_whole() -> None:
 
 def test_calibration_lowers_what_the_error_does_to_the_output(tiny: Path, tmp_path: Path, conversations: Path) -> None:
     """On the inputs of a layer: the embedding, whose columns are of very different size here."""
-    from kimi_serve.quantize.reading import Model
-    from kimi_serve.quantize.source import Weights
-    from kimi_serve.quantize.states import final_states
-
     checkpoint = load_checkpoint(tiny)
     read = prompts.read(conversations, "--calibrate", tiny, checkpoint)
     inputs: dict[str, list[torch.Tensor]] = {}

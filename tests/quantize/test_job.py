@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from kimi_serve.errors import QuantizeError
+from kimi_serve.inputs.config import parse_model_config
+from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.quantize import command, manifest
+from kimi_serve.quantize.layout import Output, header
 from kimi_serve.quantize.options import Options
 
 SMALL = 10_000  # bytes of a shard: the tiny checkpoint then has more than a dozen
@@ -137,6 +143,14 @@ def test_two_runs_never_write_to_one_folder(tiny: Path, tmp_path: Path) -> None:
         os.close(other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_other_types_of_weights_are_read_too(tiny: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(tiny / "model.safetensors").items()}
+    save_file(stored, tiny / "model.safetensors")
+    report = json.loads(command.run(Options(tiny, tmp_path / "target", "int4", check=True)))
+    assert report["relative_error_worst"] < 0.12
+
+
 def test_shards_stay_below_their_size_and_hold_everything_once(tiny: Path, tmp_path: Path) -> None:
     command.run(Options(tiny, tmp_path / "target", "int4", shard_bytes=SMALL))
     sizes = sorted(path.stat().st_size for path in (tmp_path / "target").glob("*.safetensors"))
@@ -157,12 +171,6 @@ def test_weights_in_other_formats_and_hidden_files_stay_behind(tiny: Path, tmp_p
 
 def test_a_large_tensor_is_never_whole_in_memory(tiny: Path, tmp_path: Path) -> None:
     """A sparse embedding and head of 160 MB each pass through a process that stays far below one of them."""
-    import json
-
-    from kimi_serve.inputs.config import parse_model_config
-    from kimi_serve.inputs.tensors import expected_tensors
-    from kimi_serve.quantize.layout import Output, header
-
     config = json.loads((tiny / "config.json").read_text())
     config["vocab_size"] = config["text_config"]["vocab_size"] = 160_000_000 // 128
     (tiny / "config.json").write_text(json.dumps(config))

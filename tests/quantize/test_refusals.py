@@ -55,10 +55,16 @@ def test_a_target_that_is_a_file(tiny: Path, tmp_path: Path) -> None:
     refused(tiny, tmp_path, QuantizeError, "DST: .*target is a file")
 
 
-def test_a_target_that_exists(tiny: Path, tmp_path: Path) -> None:
+def test_a_target_that_exists(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "mine").write_text("")
     refused(tiny, tmp_path, QuantizeError, "DST: .*target exists; choose another, or add --check")
+    monkeypatch.chdir(tmp_path / "target")
+    refused(tiny, tmp_path, QuantizeError, "DST: . exists; choose another, or add --check", target=Path())
+
+
+def test_a_target_that_is_no_checkpoint_is_not_compared(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    refused(tiny, tmp_path, QuantizeError, r"DST: .* holds no config\.json", check=True)
 
 
 def test_a_target_made_with_other_options_is_not_compared(tiny: Path, tmp_path: Path) -> None:
@@ -140,6 +146,11 @@ def test_a_weight_that_is_not_finite_is_named_with_its_rows(tiny: Path, tmp_path
     with pytest.raises(CheckpointError, match=f"tensor '{OUT}', rows 0 to 63: holds a value that is not finite"):
         command.run(Options(tiny, tmp_path / "target", "int4"))
     assert not (tmp_path / "target").exists()
+
+
+def test_a_place_where_nothing_may_be_written(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(tiny, tmp_path, QuantizeError, "Not a directory", target=tmp_path / "file" / "target")
 
 
 def test_the_command_line_says_it_in_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
