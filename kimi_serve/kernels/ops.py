@@ -13,7 +13,7 @@ from kimi_serve.kernels.library import load
 
 _FORMATS = {torch.int32: 0, torch.int8: 1, torch.bfloat16: 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_VALUES_A_WORD = {torch.int32: 8}
+_VALUES = {torch.int32: 8}
 
 _definitions = torch.library.Library("kimi_serve", "DEF")
 _definitions.define("linear(Tensor x, Tensor weight, Tensor scales, int group, bool exact) -> Tensor")
@@ -25,15 +25,17 @@ _definitions.define(
 
 def linear(x: Tensor, weight: Tensor, scales: Tensor, group: int, exact: bool) -> Tensor:
     """x (tokens, columns), weight (rows, columns or columns/8), scales (rows, groups) -> (tokens, rows) of x's type."""
-    columns = weight.shape[1] * _VALUES_A_WORD.get(weight.dtype, 1)
-    _require_width(x, columns)
-    _require_scales("scales", weight, scales, group)
+    rows, words = weight.shape
+    columns = words * _VALUES.get(weight.dtype, 1)
+    _check_width(x, columns)
+    _check_scales("scales", weight, scales, group, columns)
     x, weight, scales = x.contiguous(), weight.contiguous(), scales.contiguous()
-    y = x.new_empty(x.shape[0], weight.shape[0])
+    tokens = x.shape[0]
+    y = x.new_empty(tokens, rows)
     load().linear(
-        x.shape[0],
+        tokens,
         columns,
-        weight.shape[0],
+        rows,
         _format(weight),
         group,
         _dtype("scales", scales),
@@ -63,27 +65,28 @@ def experts(
     x (tokens, hidden); ids, routing (tokens, top_k), an id below 0 counts for nothing; gate_up (experts,
     2 * intermediate, hidden) with the gate's rows first, down (experts, hidden, intermediate), packed as in `linear`.
     """
-    values = _VALUES_A_WORD.get(gate_up.dtype, 1)
-    count, hidden, intermediate = down.shape[0], down.shape[1], down.shape[2] * values
+    values = _VALUES.get(gate_up.dtype, 1)
+    count, hidden, words = down.shape
+    intermediate = words * values
     expected = (count, 2 * intermediate, hidden // values)
-    _require(
-        tuple(gate_up.shape) == expected and gate_up.dtype == down.dtype,
-        f"gate_up has shape {tuple(gate_up.shape)} of {gate_up.dtype}; down implies {expected} of {down.dtype}",
-    )
-    _require_width(x, hidden)
-    _require(
-        ids.shape == routing.shape and ids.ndim == 2 and ids.shape[0] == x.shape[0],
-        f"ids {tuple(ids.shape)} and routing {tuple(routing.shape)} must both be ({x.shape[0]} tokens, top_k)",
-    )
-    _require(ids.dtype in (torch.int32, torch.int64), f"ids are {ids.dtype}; expected int32 or int64")
-    _require_scales("gate_up_scales", gate_up, gate_up_scales, group)
-    _require_scales("down_scales", down, down_scales, group)
+    if gate_up.shape != expected or gate_up.dtype != down.dtype:
+        raise KernelError(
+            f"kernels: gate_up has shape {tuple(gate_up.shape)} of {gate_up.dtype}; "
+            f"down implies {expected} of {down.dtype}"
+        )
+    _check_width(x, hidden)
+    _check_choices(x, ids, routing)
+    _check_scales("gate_up_scales", gate_up, gate_up_scales, group, hidden)
+    _check_scales("down_scales", down, down_scales, group, intermediate)
+    if gate_up_scales.dtype != down_scales.dtype:
+        raise KernelError(f"kernels: gate_up_scales are {gate_up_scales.dtype}; down_scales are {down_scales.dtype}")
     x, ids, routing = x.contiguous(), ids.contiguous(), routing.float().contiguous()
     matrices = [tensor.contiguous() for tensor in (gate_up, gate_up_scales, down, down_scales)]
     out = torch.empty_like(x)
+    tokens, top_k = ids.shape
     load().experts(
-        x.shape[0],
-        ids.shape[1],
+        tokens,
+        top_k,
         count,
         hidden,
         intermediate,
@@ -117,30 +120,40 @@ torch.library.register_fake("kimi_serve::experts", _fake_experts, lib=_definitio
 
 
 def _format(weight: Tensor) -> int:
-    _require(weight.dtype in _FORMATS, f"weights are {weight.dtype}; expected int32 (packed int4), int8 or bfloat16")
-    return _FORMATS[weight.dtype]
+    form = _FORMATS.get(weight.dtype)
+    if form is None:
+        raise KernelError(f"kernels: weights are {weight.dtype}; expected int32 (packed int4), int8 or bfloat16")
+    return form
 
 
 def _dtype(name: str, tensor: Tensor) -> int:
-    _require(tensor.dtype in _DTYPES, f"{name}: {tensor.dtype} is not supported; supported: float32, bfloat16")
-    return _DTYPES[tensor.dtype]
+    number = _DTYPES.get(tensor.dtype)
+    if number is None:
+        raise KernelError(f"kernels: {name}: {tensor.dtype} is not supported; supported: float32, bfloat16")
+    return number
 
 
-def _require_width(x: Tensor, columns: int) -> None:
-    fits = x.ndim == 2 and x.shape[1] == columns
-    _require(fits, f"x has shape {tuple(x.shape)}; the weights take (tokens, {columns})")
+# Sentences are made where a check fails: making them first would cost more than a small layer.
+def _check_width(x: Tensor, columns: int) -> None:
+    if x.ndim != 2 or x.shape[1] != columns:
+        raise KernelError(f"kernels: x has shape {tuple(x.shape)}; the weights take (tokens, {columns})")
 
 
-def _require_scales(name: str, weight: Tensor, scales: Tensor, group: int) -> None:
-    """int4 has a scale a group, int8 a scale a row, bfloat16 none."""
+def _check_choices(x: Tensor, ids: Tensor, routing: Tensor) -> None:
+    if ids.ndim != 2 or ids.shape != routing.shape or ids.shape[0] != x.shape[0]:
+        raise KernelError(
+            f"kernels: ids {tuple(ids.shape)} and routing {tuple(routing.shape)} must both be "
+            f"({x.shape[0]} tokens, top_k)"
+        )
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise KernelError(f"kernels: ids are {ids.dtype}; expected int32 or int64")
+
+
+def _check_scales(name: str, weight: Tensor, scales: Tensor, group: int, columns: int) -> None:
+    """int4 has a scale a group, int8 a float32 scale a row, bfloat16 none."""
     if weight.dtype == torch.bfloat16:
         return
-    columns = weight.shape[-1] * _VALUES_A_WORD.get(weight.dtype, 1)
     groups = columns // group if weight.dtype == torch.int32 and group else 1
     expected = (*weight.shape[:-1], groups)
-    _require(tuple(scales.shape) == expected, f"{name} has shape {tuple(scales.shape)}; the weights imply {expected}")
-
-
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise KernelError(f"kernels: {sentence}")
+    if scales.shape != expected:
+        raise KernelError(f"kernels: {name} has shape {tuple(scales.shape)}; the weights imply {expected}")

@@ -10,7 +10,7 @@ from tests.kernels import reference
 from tests.kernels.draws import FORMATS, as_float32, as_float64, draw, draw_tokens
 
 # The fixture only chooses the path, once for all examples.
-EXAMPLES = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MOST_WORK = 3e7  # multiplications an example: portable loops and the reference on two cores
 
 tokens = st.one_of(st.integers(1, 20), st.integers(1, 20), st.integers(21, 5000))

@@ -87,6 +87,8 @@ def test_a_wrong_call_is_refused_with_a_sentence() -> None:
         ops.experts(x, ids.float(), routing, *rest, group, exact)
     with pytest.raises(KernelError, match=r"gate_up_scales has shape .*; the weights imply"):
         ops.experts(x, ids, routing, gate_up, gate_up_scales[:, :, :1], down, down_scales, group, exact)
+    with pytest.raises(KernelError, match=r"gate_up_scales are torch\.bfloat16; down_scales are torch\.float32"):
+        ops.experts(x, ids, routing, gate_up, gate_up_scales.bfloat16(), down, down_scales, group, exact)
     with pytest.raises(KernelError, match=r"x: torch\.float16 is not supported"):
         ops.experts(x.half(), ids, routing, *rest, group, exact)
     with pytest.raises(KernelError, match="int4 groups must be 32, 64 or 128"):
