@@ -30,14 +30,17 @@ def quantize(
     grouped = weight.float().view(rows, form.groups(width), -1)
     if not bool(grouped.isfinite().all()):
         raise ValueError("holds a value that is not finite")
-    weights = None if importance is None else importance.view(1, form.groups(width), -1)
+    weights = None if importance is None else importance.sqrt().view(1, form.groups(width), -1)
     scale = best_scale(grouped, form, scale_dtype, weights)
     integers = _round(grouped, scale, form).to(torch.int8).view(rows, width)
     return integers, scale.squeeze(-1).to(scale_dtype)
 
 
 def best_scale(x: Tensor, form: Format, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
-    """x (rows, groups, size) -> float32 (rows, groups, 1), exactly as `dtype` will hold it."""
+    """x (rows, groups, size) -> float32 (rows, groups, 1), exactly as `dtype` will hold it.
+
+    `weights` (1, groups, size) multiply each column's error, before it is squared.
+    """
     largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
     nearest = round_to_nearest_scale(x, form, dtype)
     best, least = nearest, _error(x, nearest, form, weights)
@@ -62,8 +65,8 @@ def _better(
 
 
 def _error(x: Tensor, scale: Tensor, form: Format, weights: Tensor | None) -> Tensor:
-    off = _round(x, scale, form).mul_(scale).sub_(x).square_()
-    return (off if weights is None else off.mul_(weights)).sum(-1, keepdim=True)
+    off = _round(x, scale, form).mul_(scale).sub_(x)
+    return torch.linalg.vector_norm(off if weights is None else off.mul_(weights), dim=-1, keepdim=True)
 
 
 def _round(x: Tensor, scale: Tensor, form: Format) -> Tensor:
@@ -73,7 +76,7 @@ def _round(x: Tensor, scale: Tensor, form: Format) -> Tensor:
 def _least_squares(x: Tensor, scale: Tensor, form: Format, dtype: torch.dtype, weights: Tensor | None) -> Tensor:
     """Return the scale that fits the integers which `scale` leads to; `scale` where all of them are zero."""
     q = _round(x, scale, form)
-    weighted = q if weights is None else q * weights
+    weighted = q if weights is None else q * weights.square()
     norm = (weighted * q).sum(-1, keepdim=True)
     fitted = (weighted * x).sum(-1, keepdim=True) / norm
     return torch.where(norm > 0, _stored(fitted.nan_to_num(), dtype), scale)

@@ -17,7 +17,7 @@ from kimi_serve.quantize.packing import pack
 from kimi_serve.quantize.scales import quantize
 from kimi_serve.quantize.source import DTYPES, Weights
 
-BLOCK = 1 << 16  # values that one thread works on at a time: they and their copies stay in its cache
+BLOCK = 1 << 17  # values that one thread works on at a time: they and their copies stay in its cache
 CHUNK = 16 << 20  # bytes copied at a time
 
 Progress = Callable[[int], object]  # told how many bytes of the source are done
