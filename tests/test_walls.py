@@ -28,6 +28,7 @@ def loaded_by(module: str) -> set[str]:
         "kimi_serve.inputs.geometry",
         "kimi_serve.inputs.image_processor",
         "kimi_serve.inputs.tokenizer",
+        "kimi_serve.kernels.library",
         "kimi_serve.gateway.run",
         "kimi_serve.testing.fake_engine",
         "kimi_serve.protocol.chat",
