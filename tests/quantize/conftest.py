@@ -19,6 +19,12 @@ from kimi_serve.quantize.options import Options
 PACK = Path(__file__).parent.parent / "golden"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small products gain nothing from threads, and lose much where the machine is busy."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("golden") / "checkpoint"
