@@ -10,8 +10,8 @@ KimiServeError
     KernelError      the compiled kernels are missing, or a call does not fit them
     LaunchError      an engine cannot be started on this machine, or stopped while it was supervised
 
-All but the root, KernelError and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only know the
-standard library (vLLM's request validation) answer 400 to those.
+All but the root, KernelError and LaunchError are ValueErrors too: the caller's input was wrong, and callers who only
+know the standard library (vLLM's request validation) answer 400 to those.
 """
 
 

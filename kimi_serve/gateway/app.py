@@ -19,6 +19,7 @@ from kimi_serve.gateway.middleware.access_log import AccessLog
 from kimi_serve.gateway.middleware.request_id import RequestId
 from kimi_serve.gateway.parting import Parting, is_unread
 from kimi_serve.gateway.routes import generate, local
+from kimi_serve.gateway.routes.documented import Documented
 from kimi_serve.gateway.settings import Settings
 from kimi_serve.gateway.streaming import ClientGoneError
 from kimi_serve.protocol.errors import ApiError
@@ -34,7 +35,7 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
             opened(gateway)
             yield {"gateway": gateway}
 
-    app = FastAPI(title="kimi_serve", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = Documented(title="kimi_serve", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.include_router(generate.router)
     app.include_router(local.router)
     app.add_exception_handler(ApiError, _refused)

@@ -32,9 +32,7 @@ class KeyMetrics(Collector):
         yield _gauge("limits_shared", "1 while limits are counted in Redis", seen.is_shared)
         yield _counter("limit_fallbacks", "Requests whose limits were counted here, Redis being away", seen.fallbacks)
         yield _gauge("waiting_settlements", "Requests that ended and whose use Redis was not told yet", seen.unsent)
-        yield _counter(
-            "unsettled_charges", "Requests whose use Redis was never told", seen.unsettled
-        )
+        yield _counter("unsettled_charges", "Requests whose use Redis was never told", seen.unsettled)
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()

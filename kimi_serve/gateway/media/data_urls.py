@@ -10,7 +10,7 @@ import binascii
 import re
 from typing import Final
 
-import msgspec
+import pybase64
 
 from kimi_serve.protocol.errors import ApiError
 
@@ -40,7 +40,7 @@ def decode(url: str | bytes, *, max_bytes: int) -> bytes:
 
 def encode(data: bytes, media_type: str) -> str:
     """Build the data URL that vLLM reads."""
-    return f"data:{media_type};base64,{binascii.b2a_base64(data, newline=False).decode('ascii')}"
+    return f"data:{media_type};base64,{pybase64.b64encode_as_string(data)}"
 
 
 def _from_base64(text: str, max_bytes: int) -> bytes:
@@ -48,8 +48,8 @@ def _from_base64(text: str, max_bytes: int) -> bytes:
     if len(text) % 4:
         raise _invalid("its base64 is cut off or padded too much")
     try:
-        return msgspec.convert(text, bytes)  # as strict as vLLM's decoder, and three times as fast as binascii
-    except msgspec.ValidationError:
+        return pybase64.b64decode(text, validate=True)  # what vLLM calls, so that both take and refuse the same
+    except binascii.Error:
         raise _invalid("its base64 is broken; expected A-Z a-z 0-9 + / and padding, no whitespace") from None
 
 
