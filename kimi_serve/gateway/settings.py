@@ -8,6 +8,7 @@ KIMI_SERVE_SECRETS names a folder of mounted secrets: its file keys__redis holds
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -197,7 +198,16 @@ class Settings(BaseSettings):
         file = TomlConfigSettingsSource(settings_cls)
         if isinstance(env_settings, EnvSettingsSource):  # KIMI_SERVE_KEYS is a store of keys, not the section
             env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k != "kimi_serve_keys"}
+            _refuse_unknown_sections(env_settings.env_vars)
         return init_settings, env_settings, _secret_files(file_secret_settings), file
+
+
+def _refuse_unknown_sections(names: Iterable[str]) -> None:
+    """The source itself overlooks a section that there is not; names without `__` may belong to someone else."""
+    for name in names:
+        section, nested, _ = name.removeprefix("kimi_serve_").partition("__")
+        if name.startswith("kimi_serve_") and nested and section not in Settings.model_fields:
+            raise SettingsError(f"{name.upper()}: there is no section {section!r} of settings")
 
 
 def _secret_files(unused: PydanticBaseSettingsSource) -> PydanticBaseSettingsSource:

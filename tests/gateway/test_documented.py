@@ -114,6 +114,19 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, text: str, said: str
         read(file)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("KIMI_SERVE_ADMISION__REQUESTS", "KIMI_SERVE_ADMISION__REQUESTS: there is no section 'admision'"),
+        ("KIMI_SERVE_ADMISSION__REQUEST", "admission.request: there is no such setting"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read(None)
+
+
 def test_secrets_are_masked_when_the_settings_are_shown() -> None:
     command = [sys.executable, "-m", "kimi_serve.cli", "gateway", "--print-config", "--engine", "http://e"]
     environ = {"KIMI_SERVE_KEYS__SINGLE": "very-secret", "PATH": ""}
