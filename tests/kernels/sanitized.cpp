@@ -160,6 +160,8 @@ int main(int, char** arguments) {
         linear();
         experts();
     }
-    std::printf("%d calls of each on %d paths\n", calls, kimi_path_count());
+    int usable = 0;
+    for (int path = 0; path < kimi_path_count(); ++path) usable += kimi_path_usable(path);
+    std::printf("%d calls of each on %d paths\n", calls, usable);
     return 0;
 }

@@ -58,6 +58,7 @@ struct Path {
 extern const Path kPortable;
 #if defined(__x86_64__)
 extern const Path kAvx2;
+extern const Path kVnni;
 #endif
 
 const Path& chosen_path();

@@ -18,6 +18,7 @@ const Path* const kPaths[] = {
     &kPortable,
 #if defined(__x86_64__)
     &kAvx2,
+    &kVnni,
 #endif
 };
 constexpr int kPathCount = static_cast<int>(sizeof(kPaths) / sizeof(kPaths[0]));

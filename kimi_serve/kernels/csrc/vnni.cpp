@@ -1,0 +1,65 @@
+// The path for CPUs with AVX-512 VNNI: one instruction multiplies and adds four neighbours into 32 bits.
+//
+// Built with KIMI_EMULATE_VNNI, that instruction is spelled out in AVX2 and the path runs where it is missing: so the
+// tests reach everything in this file but the instruction itself.
+#include "path.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512vl,avx512vnni"))), apply_to = function)
+#elif defined(KIMI_EMULATE_VNNI)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512vl,avx512vnni")
+#endif
+
+#include "elementwise.inl"
+#include "x86.inl"
+
+namespace kimi {
+namespace {
+
+#if defined(KIMI_EMULATE_VNNI)
+bool has_vnni() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+inline __m256i add_products(__m256i sum, __m256i magnitude, __m256i lent) {
+    const __m256i low = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(magnitude)),
+                                          _mm256_cvtepi8_epi16(_mm256_castsi256_si128(lent)));
+    const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(magnitude, 1)),
+                                           _mm256_cvtepi8_epi16(_mm256_extracti128_si256(lent, 1)));
+    return _mm256_add_epi32(sum, _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xd8));
+}
+#else
+bool has_vnni() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+inline __m256i add_products(__m256i sum, __m256i magnitude, __m256i lent) {
+    return _mm256_dpbusd_epi32(sum, magnitude, lent);
+}
+#endif
+
+template <int kVectors>
+inline __m256i dot(const __m256i* w, const int8_t* activations, int64_t stride) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int i = 0; i < kVectors; ++i) sum = add_products(sum, w[i], load(activations + i * stride));
+    return sum;
+}
+
+}  // namespace
+
+const Path kVnni = {"avx512vnni", has_vnni, multiply, quantize_values, gate_values};
+
+}  // namespace kimi
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
