@@ -50,7 +50,7 @@ backgrounds and words that training never showed (`python -m nano.evaluate --eac
 
 number, word: the printed text exactly (1 to 3 digits; 3 to 5 capital letters). point: within 0.05 of the shape's centre.
 which: which of two to four images. think: thought first, then the right answer. {by_length}
-
+{precisions}
 ![losses and held-out scores](loss.png)
 
 ## Confusions (truth: answers and how often)
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--minutes", type=int, required=True)
     parser.add_argument("--before", type=int, default=0, help="steps of earlier runs that --init-from began with")
+    parser.add_argument("--precision", type=Path, help="what `nano.precision --each 500` printed")
     parser.add_argument("--folder", type=Path, default=ASSET)
     args = parser.parse_args()
     scores = json.loads(args.scores.read_text().strip().splitlines()[-1])
@@ -95,6 +96,9 @@ def card(scores: dict[str, Any], details: dict[str, Any], args: argparse.Namespa
         seed=scores["seed"],
         rows="\n".join(row(task, score) for task, score in tasks.items()),
         by_length=" ".join(lengths(task, details[task]) for task in ("number", "word")),
+        precisions=precisions([json.loads(line) for line in args.precision.read_text().splitlines()])
+        if args.precision
+        else "",
         confusions="\n".join(
             confusion(task, found["confusion"]) for task, found in details.items() if "confusion" in found
         ),
@@ -121,6 +125,20 @@ def row(task: str, score: dict[str, float]) -> str:
 def lengths(task: str, found: dict[str, Any]) -> str:
     shares = ", ".join(f"{100 * right:.0f} % of {length}" for length, right in found["by_length"].items())
     return f"Right {task}s by length: {shares}."
+
+
+def precisions(found: list[dict[str, Any]]) -> str:
+    """A table of checkpoints in fewer bits, by task."""
+    tasks = [task for task in found[0] if task != "checkpoint"]
+    lines = [
+        "\n## In fewer bits",
+        "The same questions of 500 a task (`text`: 250) to the bundled weights and to what `kimi-serve quantize` makes of them,",
+        "by a plain forward pass (`python -m nano.precision`): an answer is right when each of its tokens is the likeliest one.\n",
+        f"| | {' | '.join(tasks)} |",
+        f"| --- |{' --- |' * len(tasks)}",
+    ]
+    lines += [f"| {one['checkpoint']} | {' | '.join(f'{100 * one[task]:.1f} %' for task in tasks)} |" for one in found]
+    return "\n".join(lines) + "\n"
 
 
 def confusion(task: str, matrix: dict[str, dict[str, int]]) -> str:
