@@ -53,6 +53,7 @@ chart: setup ## write the Helm chart's README, its schema of the gateway's setti
 
 clean: ## remove what setup, builds and tests leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f kimi_serve/kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
