@@ -7,8 +7,8 @@ TORCH_INDEX ?=
 # make serve MODEL=/path/to/Kimi-VL-A3B-Thinking-2506 ARGS="--port 9000"
 MODEL ?=
 ARGS ?=
-# make test WORKERS=2 runs the test files in two processes; each starts the engines that its files need.
-WORKERS ?= 0
+# Processes that share the test files; each starts the servers that its files need. WORKERS=0: all in one.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock

@@ -28,6 +28,7 @@ _LOOKS_EVERY_S: Final = 0.05
 _LAST_WORDS_S: Final = 2.0  # for error events to go out once the grace time is over
 _SEND_BUFFER: Final = 256 << 10  # bytes a connection; else a client that does not read takes megabytes of the kernel's
 _YOUNG: Final = 10_000  # objects that are new before the collector looks; few are ever part of a cycle
+_CLOSE: Final = (b"connection", b"close")
 _OTHER_FILES: Final = 512  # besides connections of clients, each of which has one to an engine
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class Server(uvicorn.Server):
         self.settles = sig == signal.SIGTERM
         if self.gateway is not None:
             self.gateway.leaving.announce()
+        if not self.force_exit:
+            # No answer from now on invites to a next request: for what connections hold, and what is made every second.
+            self.server_state.default_headers.append(_CLOSE)
+            self.config.encoded_headers.append(_CLOSE)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -61,8 +66,6 @@ class Server(uvicorn.Server):
         assert gateway is not None
         listen = gateway.settings.listen
         logger.info("leaving", extra={"connections": len(self.server_state.connections)})
-        # In the list that connections hold already: no answer from now on invites to a next request.
-        self.server_state.default_headers.append((b"connection", b"close"))
         await self._wait(listen.settle_s if self.settles else 0.0, lambda: False)
         for server in self.servers:
             server.close()

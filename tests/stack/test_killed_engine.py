@@ -60,7 +60,7 @@ def kill_and_listen(server: Server, gateway: Gateway, url: str, threads: ThreadP
     eventually(lambda: gateway.fleet.ready == 1)
     decoding, whole = threads.submit(ask, url, stream=True), threads.submit(ask, url)
     eventually(lambda: working(gateway, 2))
-    time.sleep(2)  # both are past their prefill
+    eventually(lambda: count(gateway, "inter_token_seconds_count") > 5)  # the stream is past its prefill
     prompt = [{"role": "user", "content": "word " * 500}]
     prefill = threads.submit(ask, url, stream=True, messages=prompt)
     eventually(lambda: working(gateway, 3))
