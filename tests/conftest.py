@@ -16,7 +16,7 @@ settings.load_profile("no_deadline")
 
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
-    """vLLM changes its process's environment (LD_PRELOAD among it), which compilers and sanitizers of later tests inherit."""
+    """vLLM changes its process's environment, LD_PRELOAD among it, which compilers of later tests would inherit."""
     before = dict(os.environ)
     yield
     os.environ.clear()
