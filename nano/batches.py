@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,8 @@ class Batch:
     targets: np.ndarray  # (conversations, length): the next token where it belongs to an answer
     answers: np.ndarray  # (conversations, length): number of the answer that the target belongs to, or -1
     tasks: list[str]  # of every answer
+    kind: str = ""  # one of KINDS
+    seen: list[int] = field(default_factory=list)  # in place of patches: numbers of pictures that were seen before
 
 
 def style(held_out: bool) -> Style:
@@ -157,7 +159,9 @@ class Source:
                 turns = (turns + extra)[-self.most_turns :]
             written.append(self.writer.write(system, turns, len(mine), rows * columns, think))
             pictures += mine
-        return self._pack(rows * 2, columns * 2, pictures, written)
+        batch = self._pack(rows * 2, columns * 2, pictures, written)
+        batch.kind = kind
+        return batch
 
     def pages(self) -> Batch:
         """Crowded pictures and no conversation, for training the tower alone."""
@@ -187,8 +191,11 @@ class Source:
         picture = self.picture(rows, columns, kind)
         if kind == "page":  # holds many words: "the word" would be none of them
             return [picture], [questions.describe(picture, self.rng)]
+        return [picture], self.about(kind, picture)
+
+    def about(self, kind: str, picture: Picture) -> list[Turn]:
         turns = questions.about(picture, self.rng)
-        return [picture], [t for t in turns if t.task in NAMING] if kind == "simple" else turns
+        return [t for t in turns if t.task in NAMING] if kind == "simple" else turns
 
     def _pack(
         self, rows: int, columns: int, pictures: list[Picture], written: list[tuple[list[int], list[int], list[str]]]

@@ -34,6 +34,21 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
     return stats
 
 
+def practise(model: KimiVl, optimizer: Optimizers, batch: Batch, rows: Tensor | None) -> dict[str, float]:
+    """A step of the decoder alone, on rows (tokens of all pictures, hidden) that the tower saw before."""
+    loss, correct, _ = answer_loss(model, batch, rows)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimizer.parameters(), 1.0)
+    optimizer.step()
+    name = "copying" if batch.tasks[0] == "copy" else f"answers_{batch.kind}"
+    return {
+        name: float(loss.detach()),
+        f"{name}_right": float(correct.float().mean()),
+        "busiest_expert": max(balance(model)),
+    }
+
+
 def see(model: KimiVl, batch: Batch) -> Tensor | None:
     """Projected rows of a batch's pictures, (pictures*tokens, hidden)."""
     if not len(batch.patches):

@@ -37,9 +37,15 @@ def initialise(model: KimiVl, style: Style, seed: int) -> None:
             damp(block)
 
 
-def carry_over(old: KimiVl, old_folder: Path, new: KimiVl, new_folder: Path) -> None:
-    """The weights of another run. A token of the new vocabulary keeps the rows that it had in the old one."""
-    weights, fresh = old.state_dict(), new.state_dict()
+def carry_over(weights: dict[str, Tensor], old_folder: Path, new: KimiVl, new_folder: Path) -> None:
+    """The weights of another run. A token of the new vocabulary keeps the rows that it had in the old one; layers of
+    another shape start afresh, all of them: half a decoder is none."""
+    fresh = new.state_dict()
+    layers = {name for name in fresh if name.startswith("language_model.model.layers.")}
+    if {name: fresh[name].shape for name in layers} != {
+        n: t.shape for n, t in weights.items() if ".model.layers." in n
+    }:
+        weights = {n: t for n, t in weights.items() if ".model.layers." not in n} | {n: fresh[n] for n in layers}
     was, now = rows_of(old_folder), rows_of(new_folder)
     kept = [token for token in now if token in was]
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):

@@ -82,9 +82,19 @@ class Run:
         if self.state_file.exists():
             self.load()
         elif init_from:
-            carry_over(load_checkpoint(init_from), init_from, self.model, folder)
+            self.take(init_from)
         else:
             initialise(self.model, style(held_out=False), seed)
+
+    def take(self, folder: Path) -> None:
+        """The weights of a run, with its heads, or of a checkpoint."""
+        if (folder / "state.pt").exists():
+            state = torch.load(folder / "state.pt", weights_only=True)["model"]
+            part = [{n[2:]: t for n, t in state.items() if n.startswith(k)} for k in ("0.", "1.")]
+            self.heads.load_state_dict(part[1])
+            carry_over(part[0], folder, self.model, self.folder)
+        else:
+            carry_over(load_checkpoint(folder).state_dict(), folder, self.model, self.folder)
 
     @property
     def state_file(self) -> Path:
