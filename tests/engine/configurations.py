@@ -34,10 +34,12 @@ class Configuration:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_process else "1",
             "VLLM_MLA_DISABLE": "1" if self.expanded else "0",
             "VLLM_CPU_INT4_W4A8": "0" if self.exact else "1",
+            # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes; bound to the same
+            # processors, engines of two tests would wait for each other.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         if not self.in_process:
-            # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes.
-            values |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+            values["OMP_NUM_THREADS"] = "1"
         return values
 
 

@@ -131,7 +131,7 @@ def test_a_request_of_megabytes_is_answered_as_it_asks(served: Served) -> None:
 def test_the_first_token_and_each_next_one_take_the_time_that_the_dials_say(served: Served) -> None:
     began = time.monotonic()
     post(served, {"stream": True}, {"ttft_s": 0.1, "itl_s": 0.02, "tokens": 6})
-    assert 0.2 <= time.monotonic() - began < 3
+    assert 0.2 <= time.monotonic() - began < 30
 
 
 def test_a_model_is_listed_as_vllm_lists_it(served: Served) -> None:

@@ -60,7 +60,7 @@ def compare(data: bytes) -> None:
     except ApiError as error:
         assert error.code in ("invalid_image", "unsupported_media_type", "image_too_large")  # noqa: PT017
         header = None
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 5
     if header is not None:
         seen, size = pictures.engine_size(data), (header.width, header.height)
         assert seen in (None, size) or (seen == size[::-1] and pictures.has_broken_data(data))

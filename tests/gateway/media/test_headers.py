@@ -302,4 +302,4 @@ COSTLY = {
 def test_a_header_of_many_parts_is_refused_within_bounded_time(name: str) -> None:
     start = time.process_time()
     assert refused(COSTLY[name]).code == "invalid_image"
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 5  # reading on and on would take minutes
