@@ -137,7 +137,7 @@ class Keys(Section):
         default=0.2, gt=0, description="seconds for one answer of Redis, connecting included; then limits are local"
     )
     redis_lease_s: int = Field(
-        default=900, ge=1, description="seconds after which what a request holds in Redis is given up"
+        default=900, ge=1, description="seconds after which what a gateway that died held in Redis is given up"
     )
     salt_secret: SecretStr | None = Field(
         default=None, description="secret of the tenants' cache salts; the same everywhere"

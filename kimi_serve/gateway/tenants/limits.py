@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from kimi_serve.gateway.cost import Cost
@@ -16,6 +17,7 @@ from kimi_serve.gateway.cost import Cost
 RATE_NAMES: Final = ("requests_per_minute", "tokens_per_minute", "image_tokens_per_minute", "pixels_per_minute")
 # A bucket is a float: after exactly the promised wait it may be off by its last bits.
 TOLERANCE: Final = 1e-6
+_HOUR_S: Final = 3600
 
 Rates = tuple[float, float, float, float]  # in the order of RATE_NAMES
 Amounts = tuple[int, int, int, int]  # alike
@@ -112,13 +114,19 @@ def standings(limits: Limits, rates: Rates) -> dict[str, Standing]:
 
 
 def month_of(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m")
+    return _month(math.floor(wall / _HOUR_S))[0]
 
 
 def until_next_month(wall: float) -> float:
-    now = datetime.fromtimestamp(wall, UTC)
-    following = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
-    return (following - now).total_seconds()
+    return _month(math.floor(wall / _HOUR_S))[1] - wall
+
+
+@lru_cache(maxsize=8)
+def _month(hour: int) -> tuple[str, float]:
+    """Its name and its end, of an hour since 1970: months begin with one."""
+    at = datetime.fromtimestamp(hour * _HOUR_S, UTC)
+    following = datetime(at.year + at.month // 12, at.month % 12 + 1, 1, tzinfo=UTC)
+    return at.strftime("%Y-%m"), following.timestamp()
 
 
 def _wait(asked: int, limit: int, wait: float) -> float:

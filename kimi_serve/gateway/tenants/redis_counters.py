@@ -1,7 +1,8 @@
 """Usage that several gateways count together, in Redis. Knows the script's arguments; has no answer without Redis.
 
 Charges wait for Redis, and no longer than its timeout. Settlements do not: they are queued, sent by one task, and sent
-again after a failure, which is safe because Redis settles a request once.
+again after a failure, which is safe because Redis settles a request once. What runs is held by leases, which a second
+task renews: what a gateway that died was holding comes back.
 """
 
 import asyncio
@@ -31,17 +32,18 @@ from kimi_serve.gateway.tenants.limits import (
     until_next_month,
 )
 from kimi_serve.gateway.tenants.resp import Redis, RedisError, Reply, Words
-from kimi_serve.gateway.tenants.script import SCRIPT
+from kimi_serve.gateway.tenants.script import RENEWAL, SCRIPT
 
 _SHA: Final = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # as EVALSHA names it
 _MOST_UNSENT: Final = 10_000
 _BATCH: Final = 64
 _RETRY_SECONDS: Final = 1.0
 _CLOSING_SECONDS: Final = 1.0
+_RENEWALS: Final = 3  # in the time of a lease
 
 
 class RedisCounters:
-    """`lease`: after so many seconds a request that was not settled is taken for lost, with its gateway."""
+    """`lease`: so many seconds after a gateway was last heard of, its requests are taken for lost with it."""
 
     def __init__(
         self, redis: Redis, *, prefix: str = "kimi-serve", lease: int = 900, wall: Callable[[], float] = time.time
@@ -49,6 +51,7 @@ class RedisCounters:
         self._redis, self._prefix, self._lease, self._wall = redis, prefix, lease, wall
         self._gateway, self._requests = secrets.token_hex(6), 0
         self._unsent: asyncio.Queue[Words] = asyncio.Queue(_MOST_UNSENT)
+        self._running: dict[str, set[str]] = {}  # members by account
         self._answered = asyncio.Event()  # by Redis, since the last settlement that failed
         self._on_their_way = 0
         self.unsettled = 0  # settlements that were given up: Redis was away for longer than a lease, or too many waited
@@ -60,6 +63,7 @@ class RedisCounters:
 
     async def __aenter__(self) -> Self:
         self._sending = asyncio.create_task(self._send())
+        self._renewing = asyncio.create_task(self._renew())
         return self
 
     async def __aexit__(
@@ -68,8 +72,9 @@ class RedisCounters:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING_SECONDS):
                 await self._unsent.join()
-        self._sending.cancel()
-        await asyncio.wait([self._sending])
+        for task in (self._sending, self._renewing):
+            task.cancel()
+        await asyncio.wait([self._sending, self._renewing])
         await self._redis.aclose()
 
     async def take(self, account: str, limits: Limits, cost: Cost) -> Taken | Refused:
@@ -91,10 +96,15 @@ class RedisCounters:
             refused = judge(limits, cost, levels, until_next_month(wall))
             assert refused is not None, "the script and judge() disagree"
             return refused
+        self._running.setdefault(account, set()).add(member)
         one, two, three, four = (used + asked for used, asked in zip(levels.rates, rates_of(cost), strict=True))
         return Taken(standings(limits, (one, two, three, four)), settle)
 
     def _settle(self, account: str, month: str, limits: Limits, member: str, cost: Cost, actual: Cost) -> None:
+        if running := self._running.get(account):
+            running.discard(member)
+            if not running:
+                del self._running[account]
         one, two, three, four = (got - asked for got, asked in zip(rates_of(actual), rates_of(cost), strict=True))
         try:
             more = (one, two, three, four)
@@ -102,10 +112,21 @@ class RedisCounters:
         except asyncio.QueueFull:
             self.unsettled += 1
 
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease / _RENEWALS)
+            for account, running in list(self._running.items()):
+                # Redis is away: the next renewal comes before the lease ends, and what ran out stays given up.
+                with suppress(RedisError):
+                    await self._redis.call("EVAL", RENEWAL, 1, self._leases(account), self._lease, *running)
+
+    def _leases(self, account: str) -> str:
+        return f"{self._prefix}:{{{account}}}:running"
+
     def _words(self, act: str, account: str, month: str, limits: Limits, member: str, amounts: Amounts) -> Words:
         # In braces: a cluster keeps all keys of an account on one node, as a script needs.
         base = f"{self._prefix}:{{{account}}}"
-        keys = (f"{base}:state", f"{base}:running", f"{base}:month:{month}")
+        keys = (f"{base}:state", self._leases(account), f"{base}:month:{month}")
         held = (limits.concurrent_requests, limits.bytes_in_flight, limits.tokens_per_month)
         known = [-1 if limit is None else limit for limit in (*limits.rates(), *held)]
         return (*keys, act, member, self._lease, *known[:4], *amounts, *known[4:], amounts[1], TOLERANCE)

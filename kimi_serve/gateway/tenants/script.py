@@ -83,3 +83,13 @@ end
 keep()
 return answer
 """
+
+# KEYS: the sorted set. ARGV: seconds from now, then members. Only what is still there: what was given up is not counted
+# as bytes in flight any more.
+RENEWAL: Final = """
+local clock = redis.call('TIME')
+local ends = tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', ends, ARGV[i]) end
+redis.call('EXPIRE', KEYS[1], math.ceil(2 * tonumber(ARGV[1]) + 3600))
+return 0
+"""

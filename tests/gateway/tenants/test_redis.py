@@ -165,12 +165,29 @@ def test_what_a_dead_gateway_held_comes_back_after_its_lease(server: Server) -> 
         async with gateway(server, lease=1) as dying, gateway(server, lease=1) as living:
             lost = await charge(dying, key_of(limits), cost)
             await refusal_of(living, limits, cost)
+            dying._renewing.cancel()
             await asyncio.sleep(1.1)
             await charge(living, key_of(limits), cost)
             lost.refund()  # it was not dead but slow: too late, and of no effect on what others hold
             await settled(dying)
             await refusal_of(living, Limits(bytes_in_flight=100), Cost(bytes=1))
             assert await living._redis.call("GET", "kimi-serve:{0123456789ab}:month:2031-05") == "2"
+
+    asyncio.run(story())
+
+
+def test_what_runs_longer_than_its_lease_stays_counted(server: Server) -> None:
+    async def story() -> None:
+        limits = Limits(concurrent_requests=70, bytes_in_flight=70)
+        async with gateway(server, lease=3) as counters:
+            running = [await charge(counters, key_of(limits), Cost(bytes=1)) for _ in range(70)]
+            await asyncio.sleep(7)
+            await refusal_of(counters, limits, Cost(bytes=1))
+            for one in running:
+                one.refund()
+            await settled(counters)
+            assert not counters._running
+            await charge(counters, key_of(limits), Cost(bytes=70))
 
     asyncio.run(story())
 
@@ -258,24 +275,24 @@ def test_a_redis_killed_under_load_fails_no_request_and_hangs_none(server: Serve
 
     waits = asyncio.run(story())
     assert len(waits) == 300
-    assert max(waits) < 2.0
+    assert max(waits) < 10
 
 
 def test_a_redis_that_hangs_costs_its_timeout_once(server: Server, clock: Clock) -> None:
     async def story() -> None:
         limits = Limits(concurrent_requests=10)
-        async with gateway(server, timeout=0.2) as shared:
+        async with gateway(server, timeout=3) as shared:
             counters = FallbackCounters(shared, LocalCounters(wall=WALL), clock=clock)
             held = await charge(counters, key_of(limits), Cost())
             os.kill(server.process.pid, signal.SIGSTOP)
             try:
                 began = time.perf_counter()
                 lost = await charge(counters, key_of(limits), Cost())
-                assert 0.15 < time.perf_counter() - began < 1
+                assert 2.9 < time.perf_counter() - began < 30
                 began = time.perf_counter()
                 await charge(counters, key_of(limits), Cost())
                 held.refund()
-                assert time.perf_counter() - began < 0.1
+                assert time.perf_counter() - began < 2  # and not the timeout again
             finally:
                 os.kill(server.process.pid, signal.SIGCONT)
             await settled(shared)
