@@ -149,6 +149,8 @@ class Source:
             mine, turns = self._conversation(kind, rows, columns)
             if only:
                 turns = [t for t in turns if t.task == only][:1]
+            elif len(mine) == 1:
+                turns = questions.once(turns, mine[0], rng)
             if not turns:
                 continue
             think = only == "think" or (only is None and kind != "simple" and rng.random() < 0.1)

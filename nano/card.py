@@ -36,7 +36,7 @@ works, never for its answers.
 ## How it was trained
 On pictures drawn with PIL and Debian's fonts, by `nano/` in the repository: {steps} steps in about {minutes} minutes on two AVX2
 cores that other work shared{before}. The lessons, in order: see (crowded pictures, a dense loss on the projected rows), name one
-thing, name several and read whole words, answer. The plot below is of this run. The correction bias was moved by load throughout.
+thing, name several and read whole words, answer. {practice}The correction bias was moved by load throughout.
 
 It goes on from these weights: `python -m nano.train --folder RUN --init-from kimi_serve/assets/kimi-vl-nano --minutes 120`.
 
@@ -56,6 +56,10 @@ which: which of two to four images. think: thought first, then the right answer.
 ## Confusions (truth: answers and how often)
 {confusions}"""
 
+PRACTICE = """\
+Then a new decoder learned to answer for {steps} steps in about {minutes} minutes, from what that tower saw in 24,000 pictures
+(`nano.practice`); the plot below is of that. """
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,6 +68,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--minutes", type=int, required=True)
     parser.add_argument("--before", type=int, default=0, help="steps of earlier runs that --init-from began with")
+    parser.add_argument("--practised", type=int, default=0, help="steps of nano.practice")
+    parser.add_argument("--practised-minutes", type=int, default=0)
     parser.add_argument("--precision", type=Path, help="what `nano.precision --each 500` printed")
     parser.add_argument("--folder", type=Path, default=ASSET)
     args = parser.parse_args()
@@ -92,6 +98,7 @@ def card(scores: dict[str, Any], details: dict[str, Any], args: argparse.Namespa
         steps=args.steps,
         minutes=args.minutes,
         before=f", after {args.before} steps of an earlier run whose weights it began with" if args.before else "",
+        practice=PRACTICE.format(steps=args.practised, minutes=args.practised_minutes) if args.practised else "",
         each=scores["each"],
         seed=scores["seed"],
         rows="\n".join(row(task, score) for task, score in tasks.items()),

@@ -10,14 +10,15 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-LOSSES = ("answers", "seeing", "character", "place", "shape", "colour", "spot")
+LOSSES = ("copying", "seeing", "character", "place", "shape", "colour", "spot")
 
 
 def plot(log: Path, picture: Path) -> None:
     """Losses over steps, and the share of held-out answers that are right."""
     records = [json.loads(line) for line in log.read_text().splitlines()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    for name in LOSSES:
+    answers = {name for r in records for name in r if name.startswith("answers") and not name.endswith("_right")}
+    for name in (*sorted(answers), *LOSSES):
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
             left.plot(*zip(*points, strict=True), label=name)

@@ -37,7 +37,6 @@ from tests.oracle.kimi_vl import normalise
 AT_ONCE = 64  # pictures of one grid that the tower sees together
 MOST_TURNS = 6
 ROUNDS = 3  # of questions about one picture
-DESCRIPTIONS = 0.15  # share of conversations that ask for all that is in the picture
 SAVE_EVERY, EXAMINE_EVERY = 120.0, 300.0  # seconds
 # Shares of copies and of KINDS, until a share of the time is over: find what stood in a text and name, then all.
 MIXES = (
@@ -93,26 +92,9 @@ class Seen(Source):
         return super().batch(kind, only)
 
     def about(self, kind: str, picture: Picture) -> list[Turn]:
-        return questions.about(picture, self.rng)
-
-    def _conversation(self, kind: str, rows: int, columns: int) -> tuple[list[Picture], list[Turn]]:
-        pictures, turns = super()._conversation(kind, rows, columns)
-        if kind in ("simple", "text", "shapes"):
-            for _ in range(ROUNDS - 1):
-                turns += self.about(kind, pictures[0])
-            turns = self._once(turns, pictures[0])
-        return pictures, turns
-
-    def _once(self, turns: list[Turn], picture: Picture) -> list[Turn]:
-        """At most one question about each thing: what an earlier turn gave away is copied and not looked for."""
-        tell = [turn for turn in turns if turn.task == "describe"]
-        if tell and self.rng.random() < DESCRIPTIONS:
-            return tell[:1]
-        first: dict[str, Turn] = {}
-        for turn in turns:
-            if turn.task != "describe":
-                first.setdefault(subject(turn, picture), turn)
-        return list(first.values())
+        rounds = [questions.about(picture, self.rng) for _ in range(ROUNDS)]
+        # Anything can be counted: more rounds of that would leave room for nothing else.
+        return rounds[0] + [turn for turns in rounds[1:] for turn in turns if turn.task != "count"]
 
     def _pack(
         self, rows: int, columns: int, pictures: list[Picture], written: list[tuple[list[int], list[int], list[str]]]
@@ -120,23 +102,6 @@ class Seen(Source):
         batch = super()._pack(rows, columns, [], written)
         batch.seen = [self._number[id(picture)] for picture in pictures]
         return batch
-
-
-def subject(turn: Turn, picture: Picture) -> str:
-    """What an answer is about: a text, a shape by colour and kind, or for a number of things the question itself."""
-    if turn.task in ("number", "word"):
-        return turn.answer
-    if turn.task not in ("colour", "shape", "point"):
-        return turn.question
-    for shape in picture.shapes:
-        known = {
-            "colour": (shape.kind, turn.answer == shape.colour),
-            "shape": (shape.colour, turn.answer == shape.kind),
-        }
-        named, fits = known.get(turn.task, (f"{shape.colour} {shape.kind}", True))
-        if fits and (named in turn.question or len(picture.shapes) == 1):
-            return f"{shape.colour} {shape.kind}"
-    raise AssertionError(turn)
 
 
 def draw(folder: str, seed: int, count: int, queue: Any) -> None:

@@ -13,6 +13,7 @@ from nano.pictures import COLOURS, SHAPES, Picture, Shape
 TASKS = ("number", "word", "colour", "shape", "count", "which", "point", "describe", "text", "chat")
 THINK = "Think first."
 REPEAT = "Repeat"
+DESCRIPTIONS = 0.15  # share of conversations that ask for all that is in the picture
 DEFAULT_SYSTEM = "You are a helpful assistant"
 PLURAL = {"cross": "crosses"}
 NAMES = ("Tom", "Ann", "Max", "Eva", "Sam", "Lea")
@@ -59,6 +60,35 @@ def about(picture: Picture, rng: Generator, style_rng: Generator | None = None) 
             seen.add(placed[i].question)
             out.append(placed[i])
     return out
+
+
+def once(turns: list[Turn], picture: Picture, rng: Generator) -> list[Turn]:
+    """At most one question about each thing: what an earlier turn gave away is copied and not looked for."""
+    tell = [turn for turn in turns if turn.task == "describe"]
+    if tell and (len(tell) == len(turns) or rng.random() < DESCRIPTIONS):
+        return tell[:1]
+    first: dict[str, Turn] = {}
+    for turn in turns:
+        if turn.task != "describe":
+            first.setdefault(subject(turn, picture), turn)
+    return list(first.values())
+
+
+def subject(turn: Turn, picture: Picture) -> str:
+    """What an answer is about: a text, a shape by colour and kind, or for a number of things the question itself."""
+    if turn.task in ("number", "word"):
+        return turn.answer
+    if turn.task not in ("colour", "shape", "point"):
+        return turn.question
+    for shape in picture.shapes:
+        known = {
+            "colour": (shape.kind, turn.answer == shape.colour),
+            "shape": (shape.colour, turn.answer == shape.kind),
+        }
+        named, fits = known.get(turn.task, (f"{shape.colour} {shape.kind}", True))
+        if fits and (named in turn.question or len(picture.shapes) == 1):
+            return f"{shape.colour} {shape.kind}"
+    raise AssertionError(turn)
 
 
 def read(kind: str, content: str, rng: Generator) -> Turn:
