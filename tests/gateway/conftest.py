@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import httpx
 import pytest
 
 from kimi_serve.gateway.app import create_app
+from kimi_serve.gateway.connection import Connection
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.settings import Settings, read
 from kimi_serve.testing.dials import Dials
 from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.serving import in_thread
+from tests.gateway.tenants.postgres_server import PostgresServer, postgres_server
+from tests.gateway.tenants.redis_server import Server, redis_server
 
 MODEL = "kimi-vl"
 
@@ -57,7 +61,7 @@ def checkpoint(golden_pack: Path) -> Path:
 @contextmanager
 def running(settings: Settings, engines: list[FakeEngine]) -> Iterator[Front]:
     opened: list[Gateway] = []
-    with in_thread(create_app(settings, opened.append)) as served:
+    with in_thread(create_app(settings, opened.append), protocol=partial(Connection, settings.listen)) as served:
         front = Front(served.url, opened[0], engines)
         with front.http:
             wait_ready(front)
@@ -102,3 +106,32 @@ def start(checkpoint: Path) -> Iterator[Start]:
             return stack.enter_context(running(settings, doubles))
 
         yield begin
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(shared_postgres: PostgresServer) -> PostgresServer:
+    if shared_postgres.process.poll() is not None:
+        shared_postgres.start()
+    return shared_postgres
+
+
+@pytest.fixture
+def db_url(postgres: PostgresServer) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(shared_redis: Server) -> Server:
+    return shared_redis.ready()

@@ -16,30 +16,11 @@ import pytest
 
 from kimi_serve.gateway.tenants.verify import Pace
 from tests.gateway.conftest import Front, Start, running
-from tests.gateway.tenants.postgres_server import PASSWORD, PostgresServer, postgres_server
-from tests.gateway.tenants.redis_server import redis_server
+from tests.gateway.tenants.postgres_server import PASSWORD, PostgresServer
 from tests.gateway.test_gateway import error_of, eventually
 
 SALT = "a secret of many letters"
 Header = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: PostgresServer) -> PostgresServer:
-    if shared.process.poll() is not None:
-        shared.start()
-    return shared
-
-
-@pytest.fixture
-def url(server: PostgresServer) -> str:
-    return server.new_database()
 
 
 def keys(*arguments: str) -> str:
@@ -49,8 +30,8 @@ def keys(*arguments: str) -> str:
     return done.stdout
 
 
-def made(url: str, *arguments: str) -> Header:
-    return {"authorization": f"Bearer {keys('--store', url, 'create', *arguments).splitlines()[0]}"}
+def made(db_url: str, *arguments: str) -> Header:
+    return {"authorization": f"Bearer {keys('--store', db_url, 'create', *arguments).splitlines()[0]}"}
 
 
 def id_of(header: Header) -> str:
@@ -90,16 +71,16 @@ class Traffic:
 
 
 def test_a_postgres_that_dies_under_traffic_is_no_outage_of_known_keys_and_lets_no_unknown_one_in(
-    start: Start, server: PostgresServer, url: str
+    start: Start, postgres: PostgresServer, db_url: str
 ) -> None:
-    known, unknown = made(url, "acme"), made(url, "other")
-    chosen = {"postgres": url, "salt_secret": SALT}
+    known, unknown = made(db_url, "acme"), made(db_url, "other")
+    chosen = {"postgres": db_url, "salt_secret": SALT}
     fronts = [start(keys=chosen) for _ in range(2)]
     for front in fronts:
         assert front.chat("x", headers=known).status_code == 200
         assert metric(front, "kimi_serve_key_store_up") == 1
     with Traffic(fronts, known).flowing() as traffic:
-        server.kill()
+        postgres.kill()
         for front in fronts:
             refused = front.chat("x", headers=unknown)
             error_of(refused, 503, "keys_unavailable")
@@ -108,7 +89,7 @@ def test_a_postgres_that_dies_under_traffic_is_no_outage_of_known_keys_and_lets_
         # Past the time after which records are read again, so that known keys do meet the outage.
         eventually(lambda: all(metric(front, "kimi_serve_stale_keys_total") > 0 for front in fronts), 30.0)
         assert [metric(front, "kimi_serve_key_store_up") for front in fronts] == [0, 0]
-        server.start()
+        postgres.start()
         for front in fronts:
             eventually(lambda front=front: front.chat("x", headers=unknown).status_code == 200, 30.0)  # type: ignore[misc]
         eventually(lambda: all(metric(front, "kimi_serve_key_store_up") == 1 for front in fronts), 30.0)
@@ -117,12 +98,12 @@ def test_a_postgres_that_dies_under_traffic_is_no_outage_of_known_keys_and_lets_
         front.assert_idle()
 
 
-def test_two_gateways_refuse_a_revoked_key_within_the_promised_time(start: Start, url: str) -> None:
-    header, other = made(url, "acme"), made(url, "acme")
-    fronts = [start(keys={"postgres": url, "salt_secret": SALT}) for _ in range(2)]
+def test_two_gateways_refuse_a_revoked_key_within_the_promised_time(start: Start, db_url: str) -> None:
+    header, other = made(db_url, "acme"), made(db_url, "acme")
+    fronts = [start(keys={"postgres": db_url, "salt_secret": SALT}) for _ in range(2)]
     for front in fronts:
         assert front.chat("x", headers=header).status_code == 200
-    keys("--store", url, "revoke", id_of(header))
+    keys("--store", db_url, "revoke", id_of(header))
     revoked = time.monotonic()
     for front in fronts:
         eventually(lambda front=front: front.chat("x", headers=header).status_code == 401, 30.0)  # type: ignore[misc]
@@ -131,20 +112,20 @@ def test_two_gateways_refuse_a_revoked_key_within_the_promised_time(start: Start
     assert all(front.chat("x", headers=other).status_code == 200 for front in fronts)
 
 
-def test_the_command_line_manages_keys_in_postgres_and_shows_no_secret(url: str) -> None:
-    assert "tables are there" in keys("--store", url, "migrate")
-    assert "tables are there" in keys("--store", url, "migrate")
-    header = made(url, "acme", "--tokens-per-month", "5")
-    rotated = keys("--store", url, "rotate", id_of(header)).splitlines()[0]
-    listed = keys("--store", url, "list")
+def test_the_command_line_manages_keys_in_postgres_and_shows_no_secret(db_url: str) -> None:
+    assert "tables are there" in keys("--store", db_url, "migrate")
+    assert "tables are there" in keys("--store", db_url, "migrate")
+    header = made(db_url, "acme", "--tokens-per-month", "5")
+    rotated = keys("--store", db_url, "rotate", id_of(header)).splitlines()[0]
+    listed = keys("--store", db_url, "list")
     assert listed.count("acme") == 2
     assert "tokens_per_month=5" in listed
     for secret in (header["authorization"].split("_")[2], rotated.split("_")[2], "argon2", PASSWORD):
         assert secret not in listed
 
 
-def test_a_database_that_is_none_ends_the_command_with_a_sentence(url: str) -> None:
-    wrong = url.replace("127.0.0.1:", "127.0.0.1:1")
+def test_a_database_that_is_none_ends_the_command_with_a_sentence(db_url: str) -> None:
+    wrong = db_url.replace("127.0.0.1:", "127.0.0.1:1")
     command = [sys.executable, "-m", "kimi_serve.cli", "keys", "--store", wrong, "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
@@ -153,22 +134,16 @@ def test_a_database_that_is_none_ends_the_command_with_a_sentence(url: str) -> N
     assert PASSWORD not in done.stderr
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
-    with redis_server(tmp_path) as server:
-        yield server.url()
-
-
 @pytest.fixture(params=["sqlite", "postgres", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], dict[str, str]]:
     """Where keys are made, and the settings of a gateway that reads them."""
     if request.param == "postgres":
-        found = request.getfixturevalue("url")
+        found = request.getfixturevalue("db_url")
         return ["--store", found], {"postgres": found, "salt_secret": SALT}
     path = str(tmp_path / "keys")
     if request.param == "sqlite":
         return ["--sqlite", path], {"sqlite": path}
-    redis = request.getfixturevalue("redis")
+    redis = request.getfixturevalue("redis").url()
     return ["--file", path], {"file": path, "redis": redis, "salt_secret": SALT}
 
 

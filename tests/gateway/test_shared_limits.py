@@ -16,22 +16,11 @@ from kimi_serve.gateway.cost import Cost
 from kimi_serve.gateway.tenants.charge import charge
 from kimi_serve.gateway.tenants.limits import Limits
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.tenants.redis_server import Server, redis_server
+from tests.gateway.tenants.redis_server import Server
 from tests.gateway.tenants.test_redis import gateway, key_of
 from tests.gateway.test_gateway import HELLO, eventually
 from tests.gateway.test_key_stores import SALT, metric
 from tests.gateway.test_tenants import made
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def redis(shared: Server) -> Server:
-    return shared.ready()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -23,32 +22,14 @@ from kimi_serve.gateway.tenants.stores.schema import STEPS
 from kimi_serve.gateway.tenants.verify import Pace, Verifier
 from kimi_serve.protocol.errors import ApiError
 from tests.gateway.tenants.clocks import NOW, Clock
-from tests.gateway.tenants.postgres_server import PASSWORD, PostgresServer, postgres_server
+from tests.gateway.tenants.postgres_server import PASSWORD, PostgresServer
 from tests.gateway.tenants.test_stores import CHEAP, full_key, key
 
 MAY = "2031-05"
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: PostgresServer) -> PostgresServer:
-    if shared.process.poll() is not None:
-        shared.start()
-    return shared
-
-
-@pytest.fixture
-def url(server: PostgresServer) -> str:
-    return server.new_database()
-
-
-def opened(url: str, timeout: float = 5.0) -> PostgresKeys:
-    return PostgresKeys(url, timeout=timeout)
+def opened(db_url: str, timeout: float = 5.0) -> PostgresKeys:
+    return PostgresKeys(db_url, timeout=timeout)
 
 
 async def until_back(store: PostgresKeys) -> None:
@@ -57,13 +38,13 @@ async def until_back(store: PostgresKeys) -> None:
             await asyncio.sleep(0.02)
 
 
-def test_a_store_gives_back_every_field(url: str) -> None:
+def test_a_store_gives_back_every_field(db_url: str) -> None:
     async def story() -> None:
         plain, full = key(), full_key()
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             await store.put(plain)
             await store.put(full)
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             assert await store.get(plain.id) == plain
             assert await store.get(full.id) == full
             assert await store.get("nobody") is None
@@ -72,10 +53,10 @@ def test_a_store_gives_back_every_field(url: str) -> None:
     asyncio.run(story())
 
 
-def test_a_change_by_one_gateway_is_seen_by_another(url: str) -> None:
+def test_a_change_by_one_gateway_is_seen_by_another(db_url: str) -> None:
     async def story() -> None:
         first = key()
-        async with opened(url) as ours, opened(url) as theirs:
+        async with opened(db_url) as ours, opened(db_url) as theirs:
             await ours.put(first)
             assert await theirs.get(first.id) == first
             await ours.put(admin.revoke(first, NOW))
@@ -86,31 +67,33 @@ def test_a_change_by_one_gateway_is_seen_by_another(url: str) -> None:
     asyncio.run(story())
 
 
-def put_ten(url: str) -> None:
+def put_ten(db_url: str) -> None:
     async def story() -> None:
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             for _ in range(10):
                 await store.put(key())
 
     asyncio.run(story())
 
 
-def test_processes_that_start_at_once_make_the_tables_once_and_lose_no_key(server: PostgresServer, url: str) -> None:
+def test_processes_that_start_at_once_make_the_tables_once_and_lose_no_key(
+    postgres: PostgresServer, db_url: str
+) -> None:
     fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=put_ten, args=(url,)) for _ in range(4)]
+    writers = [fork.Process(target=put_ten, args=(db_url,)) for _ in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert server.execute("SELECT count(*) FROM kimi_serve_keys", url) == [(40,)]
+    assert postgres.execute("SELECT count(*) FROM kimi_serve_keys", db_url) == [(40,)]
     steps = [(number,) for number in range(1, len(STEPS) + 1)]
-    assert server.execute("SELECT version FROM kimi_serve_schema ORDER BY 1", url) == steps
+    assert postgres.execute("SELECT version FROM kimi_serve_schema ORDER BY 1", db_url) == steps
 
 
-def test_gateways_that_start_at_once_all_find_their_tables(url: str) -> None:
+def test_gateways_that_start_at_once_all_find_their_tables(db_url: str) -> None:
     async def one(first: Key) -> Key | None:
-        async with opened(url, timeout=20) as store:
+        async with opened(db_url, timeout=20) as store:
             await store.put(first)
             return await store.get(first.id)
 
@@ -122,26 +105,28 @@ def test_gateways_that_start_at_once_all_find_their_tables(url: str) -> None:
 
 
 def test_tables_of_an_earlier_version_get_what_they_lack_and_keep_what_they_have(
-    server: PostgresServer, url: str
+    postgres: PostgresServer, db_url: str
 ) -> None:
-    server.execute("CREATE TABLE kimi_serve_schema (version int PRIMARY KEY)", url)
-    server.execute("INSERT INTO kimi_serve_schema VALUES (1)", url)
-    server.execute(STEPS[0], url)
-    server.execute("""INSERT INTO kimi_serve_keys VALUES ('old', '{"id": "old"}')""", url)
+    postgres.execute("CREATE TABLE kimi_serve_schema (version int PRIMARY KEY)", db_url)
+    postgres.execute("INSERT INTO kimi_serve_schema VALUES (1)", db_url)
+    postgres.execute(STEPS[0], db_url)
+    postgres.execute("""INSERT INTO kimi_serve_keys VALUES ('old', '{"id": "old"}')""", db_url)
 
     async def story() -> None:
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             assert await store.spend({("account", MAY): 5}) == {("account", MAY): 5}
 
     asyncio.run(story())
-    assert server.execute("SELECT id FROM kimi_serve_keys", url) == [("old",)]
+    assert postgres.execute("SELECT id FROM kimi_serve_keys", db_url) == [("old",)]
 
 
-def test_a_gateway_without_the_right_to_create_needs_the_tables_to_be_there(server: PostgresServer, url: str) -> None:
-    database = url.rpartition("/")[2]
-    server.execute(f"CREATE ROLE {database}_reader LOGIN PASSWORD 'secret'")
-    server.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", url)
-    reader = server.url(database, f"{database}_reader", "secret")
+def test_a_gateway_without_the_right_to_create_needs_the_tables_to_be_there(
+    postgres: PostgresServer, db_url: str
+) -> None:
+    database = db_url.rpartition("/")[2]
+    postgres.execute(f"CREATE ROLE {database}_reader LOGIN PASSWORD 'secret'")
+    postgres.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", db_url)
+    reader = postgres.url(database, f"{database}_reader", "secret")
 
     async def enter(which: str) -> None:
         async with opened(which):
@@ -149,15 +134,15 @@ def test_a_gateway_without_the_right_to_create_needs_the_tables_to_be_there(serv
 
     with pytest.raises(TenantsError, match="permission denied for schema public"):
         asyncio.run(enter(reader))
-    asyncio.run(enter(url))
-    server.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", url)
+    asyncio.run(enter(db_url))
+    postgres.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", db_url)
     asyncio.run(enter(reader))
 
 
-def test_a_hundred_keys_that_are_asked_for_at_once_are_read_together(url: str) -> None:
+def test_a_hundred_keys_that_are_asked_for_at_once_are_read_together(db_url: str) -> None:
     async def story() -> None:
         keys = [key() for _ in range(20)]
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             for one in keys:
                 await store.put(one)
             statements = 0
@@ -176,10 +161,10 @@ def test_a_hundred_keys_that_are_asked_for_at_once_are_read_together(url: str) -
     asyncio.run(story())
 
 
-def test_one_who_leaves_takes_no_others_answer_along(url: str) -> None:
+def test_one_who_leaves_takes_no_others_answer_along(db_url: str) -> None:
     async def story() -> None:
         first = key()
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             await store.put(first)
             leaving, staying = (asyncio.create_task(store.get(first.id)) for _ in range(2))
             await asyncio.sleep(0)
@@ -190,13 +175,13 @@ def test_one_who_leaves_takes_no_others_answer_along(url: str) -> None:
     asyncio.run(story())
 
 
-def test_a_malformed_record_ends_no_other_key_and_is_not_shown(server: PostgresServer, url: str) -> None:
+def test_a_malformed_record_ends_no_other_key_and_is_not_shown(postgres: PostgresServer, db_url: str) -> None:
     async def story() -> None:
         good, bad = key(), key()
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             for one in (good, bad):
                 await store.put(one)
-            server.execute(f"UPDATE kimi_serve_keys SET record = record - 'tenant' WHERE id = '{bad.id}'", url)
+            postgres.execute(f"UPDATE kimi_serve_keys SET record = record - 'tenant' WHERE id = '{bad.id}'", db_url)
             answers = await asyncio.gather(store.get(good.id), store.get(bad.id), return_exceptions=True)
             assert answers[0] == good
             assert isinstance(answers[1], TenantsError)
@@ -207,32 +192,32 @@ def test_a_malformed_record_ends_no_other_key_and_is_not_shown(server: PostgresS
 
 
 def test_a_killed_server_is_said_to_be_away_at_once_and_used_again_when_it_is_back(
-    server: PostgresServer, url: str
+    postgres: PostgresServer, db_url: str
 ) -> None:
     async def story() -> None:
         first = key()
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             await store.put(first)
-            server.kill()
+            postgres.kill()
             for _ in range(3):
                 began = time.perf_counter()
                 with pytest.raises(AwayError) as away:
                     await store.get(first.id)
                 assert time.perf_counter() - began < 4  # and not the timeout, 5
                 assert PASSWORD not in str(away.value)
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(postgres.start)
             await until_back(store)
             assert await store.get(first.id) == first
 
     asyncio.run(story())
 
 
-def test_a_server_that_hangs_costs_its_timeout_once(server: PostgresServer, url: str) -> None:
+def test_a_server_that_hangs_costs_its_timeout_once(postgres: PostgresServer, db_url: str) -> None:
     async def story() -> None:
         first = key()
-        async with opened(url, timeout=3) as store:
+        async with opened(db_url, timeout=3) as store:
             await store.put(first)
-            with server.hung():
+            with postgres.hung():
                 began = time.perf_counter()
                 with pytest.raises(AwayError, match="no answer within"):
                     await store.get(first.id)
@@ -247,22 +232,22 @@ def test_a_server_that_hangs_costs_its_timeout_once(server: PostgresServer, url:
     asyncio.run(story())
 
 
-def test_a_gateway_that_starts_before_its_server_finds_it_later(server: PostgresServer, url: str) -> None:
+def test_a_gateway_that_starts_before_its_server_finds_it_later(postgres: PostgresServer, db_url: str) -> None:
     async def story() -> None:
-        server.kill()
-        async with opened(url) as store:
+        postgres.kill()
+        async with opened(db_url) as store:
             with pytest.raises(AwayError, match="refused"):
                 await store.get("anybody")
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(postgres.start)
             await until_back(store)
             assert await store.get("anybody") is None
 
     asyncio.run(story())
 
 
-def test_a_wrong_password_is_an_error_that_does_not_hold_it(server: PostgresServer) -> None:
+def test_a_wrong_password_is_an_error_that_does_not_hold_it(postgres: PostgresServer) -> None:
     async def story() -> None:
-        async with opened(server.url(password="wrong-one")) as store:
+        async with opened(postgres.url(password="wrong-one")) as store:
             with pytest.raises(AwayError, match="password authentication failed") as refused:
                 await store.all()
             assert "wrong-one" not in str(refused.value)
@@ -270,10 +255,10 @@ def test_a_wrong_password_is_an_error_that_does_not_hold_it(server: PostgresServ
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:p%zzsecret@h/d", "postgresql://h/d?secret=1"])
-def test_a_url_that_is_none_is_refused_without_repeating_it(url: str) -> None:
+@pytest.mark.parametrize("db_url", ["postgresql://u:p%zzsecret@h/d", "postgresql://h/d?secret=1"])
+def test_a_url_that_is_none_is_refused_without_repeating_it(db_url: str) -> None:
     with pytest.raises(TenantsError, match="is not postgresql://") as refused:
-        PostgresKeys(url, timeout=1)
+        PostgresKeys(db_url, timeout=1)
     assert "secret" not in str(refused.value)
     assert refused.value.__cause__ is None
 
@@ -290,17 +275,20 @@ async def code_of(verifier: Verifier, text: str) -> str:
 
 
 def test_while_the_server_is_away_known_keys_go_on_for_the_outage_and_unknown_ones_do_not_enter(
-    server: PostgresServer, url: str
+    postgres: PostgresServer, db_url: str
 ) -> None:
     made, other = (admin.create("acme", NOW, hasher=CHEAP) for _ in range(2))
     pace, clock, wall = Pace(outage=60), Clock(1000.0), Clock(NOW.timestamp())
 
     async def story() -> None:
-        async with opened(url) as store, Verifier(store, pace, hasher=CHEAP, clock=clock, wall=wall) as verifier:
+        async with (
+            opened(db_url) as store,
+            Verifier(store, pace, hasher=CHEAP, clock=clock, wall=wall) as verifier,
+        ):
             await store.put(made.key)
             await store.put(other.key)
             assert await code_of(verifier, made.plain.reveal()) == "ok"
-            server.kill()
+            postgres.kill()
             clock.now += pace.refresh
             assert await code_of(verifier, made.plain.reveal()) == "ok"
             with pytest.raises(ApiError) as refused:
@@ -312,7 +300,7 @@ def test_while_the_server_is_away_known_keys_go_on_for_the_outage_and_unknown_on
             assert await code_of(verifier, made.plain.reveal()) == "ok"
             clock.now += 0.1
             assert await code_of(verifier, made.plain.reveal()) == "keys_unavailable"
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(postgres.start)
             await until_back(store)
             assert await code_of(verifier, made.plain.reveal()) == "ok"
             assert await code_of(verifier, other.plain.reveal()) == "ok"
@@ -321,15 +309,18 @@ def test_while_the_server_is_away_known_keys_go_on_for_the_outage_and_unknown_on
     asyncio.run(story())
 
 
-def test_an_outage_keeps_no_key_beyond_its_expiry(server: PostgresServer, url: str) -> None:
+def test_an_outage_keeps_no_key_beyond_its_expiry(postgres: PostgresServer, db_url: str) -> None:
     made = admin.create("acme", NOW, expires=NOW.replace(hour=13), hasher=CHEAP)
     pace, clock, wall = Pace(), Clock(1000.0), Clock(NOW.timestamp())
 
     async def story() -> None:
-        async with opened(url) as store, Verifier(store, pace, hasher=CHEAP, clock=clock, wall=wall) as verifier:
+        async with (
+            opened(db_url) as store,
+            Verifier(store, pace, hasher=CHEAP, clock=clock, wall=wall) as verifier,
+        ):
             await store.put(made.key)
             assert await code_of(verifier, made.plain.reveal()) == "ok"
-            server.kill()
+            postgres.kill()
             clock.now += pace.refresh
             assert await code_of(verifier, made.plain.reveal()) == "ok"
             wall.now += 3600
@@ -338,9 +329,9 @@ def test_an_outage_keeps_no_key_beyond_its_expiry(server: PostgresServer, url: s
     asyncio.run(story())
 
 
-def test_gateways_add_up_what_an_account_spends(url: str) -> None:
+def test_gateways_add_up_what_an_account_spends(db_url: str) -> None:
     async def story() -> None:
-        async with opened(url) as ours, opened(url) as theirs:
+        async with opened(db_url) as ours, opened(db_url) as theirs:
 
             async def spend(store: PostgresKeys) -> None:
                 for number in range(20):
@@ -357,11 +348,11 @@ def budget_of(tokens: int) -> Key:
     return replace(key(), account="account", limits=Limits(tokens_per_month=tokens))
 
 
-def test_a_budget_outlives_its_gateway_and_is_shared_with_the_next_one(url: str) -> None:
+def test_a_budget_outlives_its_gateway_and_is_shared_with_the_next_one(db_url: str) -> None:
     wall = Clock(NOW.timestamp())
 
     async def story() -> None:
-        async with opened(url) as store:
+        async with opened(db_url) as store:
             async with SavedSpending(store, every=3600) as spending:
                 counters = LocalCounters(wall=wall, spending=spending)
                 (await charge(counters, budget_of(100), Cost(90))).settle(Cost(60))
@@ -377,20 +368,20 @@ def test_a_budget_outlives_its_gateway_and_is_shared_with_the_next_one(url: str)
     asyncio.run(story())
 
 
-def test_what_is_spent_while_the_server_is_away_is_saved_when_it_is_back(server: PostgresServer, url: str) -> None:
+def test_what_is_spent_while_the_server_is_away_is_saved_when_it_is_back(postgres: PostgresServer, db_url: str) -> None:
     async def story() -> None:
-        async with opened(url) as store, SavedSpending(store, every=0.05) as spending:
+        async with opened(db_url) as store, SavedSpending(store, every=0.05) as spending:
             counters = LocalCounters(wall=Clock(NOW.timestamp()), spending=spending)
             await charge(counters, budget_of(100), Cost(10))
             await asyncio.sleep(0.5)
-            server.kill()
+            postgres.kill()
             await charge(counters, budget_of(100), Cost(70))
             await asyncio.sleep(0.2)
             with pytest.raises(ApiError, match="tokens_per_month is 100"):
                 await charge(counters, budget_of(100), Cost(21))
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(postgres.start)
             async with asyncio.timeout(30):
-                while server.execute("SELECT tokens FROM kimi_serve_spending", url) != [(80,)]:
+                while postgres.execute("SELECT tokens FROM kimi_serve_spending", db_url) != [(80,)]:
                     await asyncio.sleep(0.05)
             assert spending.of("account", MAY) == 80
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,25 +25,14 @@ from kimi_serve.gateway.tenants.redis_counters import RedisCounters
 from kimi_serve.gateway.tenants.resp import Redis, RedisError
 from kimi_serve.protocol.errors import ApiError
 from tests.gateway.tenants.clocks import NOW, Clock
-from tests.gateway.tenants.redis_server import PASSWORD, Server, redis_server
+from tests.gateway.tenants.redis_server import PASSWORD, Server
 
 WALL = Clock(NOW.timestamp())
 
 
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: Server) -> Server:
-    return shared_server.ready()
-
-
 @asynccontextmanager
-async def gateway(server: Server, lease: int = 900, timeout: float = 5.0) -> AsyncIterator[RedisCounters]:
-    async with RedisCounters(server.client(timeout), lease=lease, wall=WALL) as counters:
+async def gateway(redis: Server, lease: int = 900, timeout: float = 5.0) -> AsyncIterator[RedisCounters]:
+    async with RedisCounters(redis.client(timeout), lease=lease, wall=WALL) as counters:
         yield counters
 
 
@@ -74,9 +63,9 @@ EACH = [
 
 
 @pytest.mark.parametrize(("limits", "cost"), EACH)
-def test_two_gateways_grant_a_limit_once_between_them(server: Server, limits: Limits, cost: Cost) -> None:
+def test_two_gateways_grant_a_limit_once_between_them(redis: Server, limits: Limits, cost: Cost) -> None:
     async def story() -> None:
-        async with gateway(server) as ours, gateway(server) as theirs:
+        async with gateway(redis) as ours, gateway(redis) as theirs:
             asked = [gate.take("account", limits, cost) for gate in (ours, theirs) for _ in range(20)]
             answers = await asyncio.gather(*asked)
             assert sum(isinstance(answer, Taken) for answer in answers) == 3
@@ -85,9 +74,9 @@ def test_two_gateways_grant_a_limit_once_between_them(server: Server, limits: Li
 
 
 @pytest.mark.parametrize(("limits", "cost"), EACH)
-def test_redis_and_local_counters_refuse_alike(server: Server, limits: Limits, cost: Cost) -> None:
+def test_redis_and_local_counters_refuse_alike(redis: Server, limits: Limits, cost: Cost) -> None:
     async def story() -> None:
-        async with gateway(server) as shared:
+        async with gateway(redis) as shared:
             local = LocalCounters(wall=WALL)
             errors = []
             for counters in (shared, local):
@@ -101,10 +90,10 @@ def test_redis_and_local_counters_refuse_alike(server: Server, limits: Limits, c
     asyncio.run(story())
 
 
-def test_a_refusal_charges_no_limit(server: Server) -> None:
+def test_a_refusal_charges_no_limit(redis: Server) -> None:
     async def story() -> None:
         limits = Limits(3, 1000, 500, 10_000, 2, 4096, 50_000)
-        async with gateway(server) as counters:
+        async with gateway(redis) as counters:
             fits = Cost(500, 500, pixels=10_000, bytes=4096)
             await refusal_of(counters, limits, replace(fits, pixels=10_001))
             charged = await charge(counters, key_of(limits), fits)
@@ -115,9 +104,9 @@ def test_a_refusal_charges_no_limit(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("limits", "cost"), EACH)
-def test_a_refund_by_one_gateway_is_room_in_the_other(server: Server, limits: Limits, cost: Cost) -> None:
+def test_a_refund_by_one_gateway_is_room_in_the_other(redis: Server, limits: Limits, cost: Cost) -> None:
     async def story() -> None:
-        async with gateway(server) as ours, gateway(server) as theirs:
+        async with gateway(redis) as ours, gateway(redis) as theirs:
             charges = [await charge(ours, key_of(limits), cost) for _ in range(3)]
             await refusal_of(theirs, limits, cost)
             assert charges[0].refund()
@@ -129,10 +118,10 @@ def test_a_refund_by_one_gateway_is_room_in_the_other(server: Server, limits: Li
     asyncio.run(story())
 
 
-def test_an_estimate_is_settled_to_what_was_used(server: Server) -> None:
+def test_an_estimate_is_settled_to_what_was_used(redis: Server) -> None:
     async def story() -> None:
         limits = Limits(tokens_per_minute=1000, tokens_per_month=2000)
-        async with gateway(server) as counters:
+        async with gateway(redis) as counters:
             (await charge(counters, key_of(limits), Cost(text_tokens=1000))).settle(Cost(text_tokens=400))
             await settled(counters)
             charged = await charge(counters, key_of(limits), Cost(text_tokens=100))
@@ -143,10 +132,10 @@ def test_an_estimate_is_settled_to_what_was_used(server: Server) -> None:
     asyncio.run(story())
 
 
-def test_a_bucket_drains_by_the_servers_clock(server: Server) -> None:
+def test_a_bucket_drains_by_the_servers_clock(redis: Server) -> None:
     async def story() -> None:
         limits = Limits(requests_per_minute=600)
-        async with gateway(server) as counters:
+        async with gateway(redis) as counters:
             for _ in range(3):
                 await counters.take("account", Limits(requests_per_minute=3), Cost())
             refused = await counters.take("account", limits, Cost(requests=600))
@@ -158,11 +147,11 @@ def test_a_bucket_drains_by_the_servers_clock(server: Server) -> None:
     asyncio.run(story())
 
 
-def test_what_a_dead_gateway_held_comes_back_after_its_lease(server: Server) -> None:
+def test_what_a_dead_gateway_held_comes_back_after_its_lease(redis: Server) -> None:
     async def story() -> None:
         limits = Limits(tokens_per_month=3, concurrent_requests=1, bytes_in_flight=100)
         cost = Cost(text_tokens=1, bytes=100)
-        async with gateway(server, lease=1) as dying, gateway(server, lease=1) as living:
+        async with gateway(redis, lease=1) as dying, gateway(redis, lease=1) as living:
             lost = await charge(dying, key_of(limits), cost)
             await refusal_of(living, limits, cost)
             dying._renewing.cancel()
@@ -176,10 +165,10 @@ def test_what_a_dead_gateway_held_comes_back_after_its_lease(server: Server) -> 
     asyncio.run(story())
 
 
-def test_what_runs_longer_than_its_lease_stays_counted(server: Server) -> None:
+def test_what_runs_longer_than_its_lease_stays_counted(redis: Server) -> None:
     async def story() -> None:
         limits = Limits(concurrent_requests=70, bytes_in_flight=70)
-        async with gateway(server, lease=3) as counters:
+        async with gateway(redis, lease=3) as counters:
             running = [await charge(counters, key_of(limits), Cost(bytes=1)) for _ in range(70)]
             await asyncio.sleep(7)
             await refusal_of(counters, limits, Cost(bytes=1))
@@ -192,9 +181,9 @@ def test_what_runs_longer_than_its_lease_stays_counted(server: Server) -> None:
     asyncio.run(story())
 
 
-def test_keys_in_redis_expire_and_name_no_secret(server: Server) -> None:
+def test_keys_in_redis_expire_and_name_no_secret(redis: Server) -> None:
     async def story() -> None:
-        async with gateway(server) as counters:
+        async with gateway(redis) as counters:
             await charge(counters, key_of(Limits(tokens_per_month=5)), Cost(text_tokens=1))
             names = await counters._redis.call("KEYS", "*")
             assert isinstance(names, list)
@@ -208,10 +197,10 @@ def test_keys_in_redis_expire_and_name_no_secret(server: Server) -> None:
     asyncio.run(story())
 
 
-def test_a_client_who_leaves_while_redis_answers_is_not_charged(server: Server) -> None:
+def test_a_client_who_leaves_while_redis_answers_is_not_charged(redis: Server) -> None:
     async def story() -> None:
         limits = Limits(concurrent_requests=1, tokens_per_month=10)
-        async with gateway(server) as counters:
+        async with gateway(redis) as counters:
             await counters.take("other", limits, Cost())  # connects
             asking = asyncio.create_task(counters.take("account", limits, Cost(text_tokens=10)))
             await asyncio.sleep(0)
@@ -224,21 +213,21 @@ def test_a_client_who_leaves_while_redis_answers_is_not_charged(server: Server) 
     asyncio.run(story())
 
 
-def test_a_killed_redis_is_no_outage_and_is_used_again_when_it_is_back(server: Server, clock: Clock) -> None:
+def test_a_killed_redis_is_no_outage_and_is_used_again_when_it_is_back(redis: Server, clock: Clock) -> None:
     async def story() -> None:
         limits = Limits(requests_per_minute=3)
-        async with gateway(server, timeout=0.2) as shared:
+        async with gateway(redis, timeout=0.2) as shared:
             counters = FallbackCounters(shared, LocalCounters(wall=WALL), clock=clock)
             for _ in range(3):
                 await charge(counters, key_of(limits), Cost())
             assert counters.fallbacks == 0
-            server.kill()
+            redis.kill()
             for _ in range(3):  # now by the limits of this process
                 await charge(counters, key_of(limits), Cost())
             await refusal_of(counters, limits, Cost())
             assert counters.fallbacks == 4
             assert counters.is_falling_back
-            server.start()
+            redis.start()
             await refusal_of(counters, limits, Cost())
             clock.now += 5
             await charge(counters, key_of(limits), Cost())  # that Redis forgot everything
@@ -248,9 +237,9 @@ def test_a_killed_redis_is_no_outage_and_is_used_again_when_it_is_back(server: S
     asyncio.run(story())
 
 
-def test_a_redis_killed_under_load_fails_no_request_and_hangs_none(server: Server) -> None:
+def test_a_redis_killed_under_load_fails_no_request_and_hangs_none(redis: Server) -> None:
     async def story() -> list[float]:
-        async with gateway(server, timeout=0.2) as shared:
+        async with gateway(redis, timeout=0.2) as shared:
             counters = FallbackCounters(shared, LocalCounters(wall=WALL), pause=0.1)
             waits: list[float] = []
 
@@ -263,9 +252,9 @@ def test_a_redis_killed_under_load_fails_no_request_and_hangs_none(server: Serve
 
             clients = [asyncio.create_task(client()) for _ in range(10)]
             await asyncio.sleep(0.15)
-            server.kill()
+            redis.kill()
             await asyncio.sleep(0.15)
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(redis.start)
             await asyncio.gather(*clients)
             assert counters.fallbacks > 0
             await asyncio.sleep(0.2)
@@ -278,13 +267,13 @@ def test_a_redis_killed_under_load_fails_no_request_and_hangs_none(server: Serve
     assert max(waits) < 10
 
 
-def test_a_redis_that_hangs_costs_its_timeout_once(server: Server, clock: Clock) -> None:
+def test_a_redis_that_hangs_costs_its_timeout_once(redis: Server, clock: Clock) -> None:
     async def story() -> None:
         limits = Limits(concurrent_requests=10)
-        async with gateway(server, timeout=3) as shared:
+        async with gateway(redis, timeout=3) as shared:
             counters = FallbackCounters(shared, LocalCounters(wall=WALL), clock=clock)
             held = await charge(counters, key_of(limits), Cost())
-            os.kill(server.process.pid, signal.SIGSTOP)
+            os.kill(redis.process.pid, signal.SIGSTOP)
             try:
                 began = time.perf_counter()
                 lost = await charge(counters, key_of(limits), Cost())
@@ -294,7 +283,7 @@ def test_a_redis_that_hangs_costs_its_timeout_once(server: Server, clock: Clock)
                 held.refund()
                 assert time.perf_counter() - began < 2  # and not the timeout again
             finally:
-                os.kill(server.process.pid, signal.SIGCONT)
+                os.kill(redis.process.pid, signal.SIGCONT)
             await settled(shared)
             lost.refund()
             # What was in flight when it hung, and what ended meanwhile: both are out of Redis.
@@ -340,9 +329,9 @@ def test_a_charge_made_locally_is_settled_locally(clock: Clock) -> None:
     assert not asyncio.run(story()).is_open
 
 
-def test_a_url_says_all_that_a_client_needs(server: Server) -> None:
+def test_a_url_says_all_that_a_client_needs(redis: Server) -> None:
     async def story() -> None:
-        url = f"redis://:a%20pass%2Fword%3Awith%40signs@127.0.0.1:{server.port}/3"
+        url = f"redis://:a%20pass%2Fword%3Awith%40signs@127.0.0.1:{redis.port}/3"
         client = Redis.from_url(url, timeout=1)
         assert "id" in str(await client.call("CLIENT", "LIST"))
         assert "db=3" in str(await client.call("CLIENT", "INFO"))
@@ -372,10 +361,10 @@ def test_rediss_is_tls_with_a_certificate_that_is_checked(
     ]
     subprocess.run(make, cwd=tmp_path, check=True, capture_output=True)
     tls = ["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "cert.pem"]
-    server = Server(tmp_path, [*tls, "--tls-auth-clients", "no"], port_option="--tls-port")
+    redis = Server(tmp_path, [*tls, "--tls-auth-clients", "no"], port_option="--tls-port")
 
     async def story() -> None:
-        url = f"rediss://:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}"
+        url = f"rediss://:{quote(PASSWORD, safe='')}@127.0.0.1:{redis.port}"
         stranger = Redis.from_url(url, timeout=5)
         with pytest.raises(RedisError, match="SSLCertVerificationError"):
             await stranger.call("PING")
@@ -387,7 +376,7 @@ def test_rediss_is_tls_with_a_certificate_that_is_checked(
     try:
         asyncio.run(story())
     finally:
-        server.kill()
+        redis.kill()
 
 
 @pytest.mark.parametrize("url", ["http://host", "redis://", "redis://host/x", "host:6379"])
@@ -397,9 +386,9 @@ def test_another_url_is_refused_without_repeating_it(url: str) -> None:
     assert "host:6379" not in str(refused.value)
 
 
-def test_a_wrong_password_is_an_error_that_does_not_hold_it(server: Server) -> None:
+def test_a_wrong_password_is_an_error_that_does_not_hold_it(redis: Server) -> None:
     async def story() -> None:
-        client = Redis("127.0.0.1", server.port, password="wrong-one")
+        client = Redis("127.0.0.1", redis.port, password="wrong-one")
         with pytest.raises(RedisError, match="WRONGPASS") as refused:
             await client.call("PING")
         assert "wrong-one" not in str(refused.value) + repr(client)
@@ -407,9 +396,9 @@ def test_a_wrong_password_is_an_error_that_does_not_hold_it(server: Server) -> N
     asyncio.run(story())
 
 
-def test_calls_at_once_each_get_their_own_answer(server: Server) -> None:
+def test_calls_at_once_each_get_their_own_answer(redis: Server) -> None:
     async def story() -> None:
-        client = server.client()
+        client = redis.client()
         words = [f"{number}" * (number % 50) for number in range(500)]
         assert await asyncio.gather(*(client.call("ECHO", word) for word in words)) == words
         with pytest.raises(RedisError, match="unknown command"):
