@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kimi_serve.inputs.config import TextConfig, load_checkpoint
 from kimi_serve.inputs.tensors import expected_tensors
+from kimi_serve.kernels import ops
 from kimi_serve.quantize import decoder
 from kimi_serve.quantize.reading import Model
 from kimi_serve.quantize.source import Weights
@@ -93,7 +95,7 @@ class Routing:
 
 
 def routing_of(folder: Path, prompts: Sequence[Sequence[int]]) -> Routing:
-    """By the plain forward, whatever engine serves the weights; kept beside the folder, since it takes a minute."""
+    """By a plain forward, whatever engine serves the weights; kept beside the folder, since it takes a minute."""
     kept = folder.with_name(f"{folder.name}.routing.json")
     if not kept.exists():
         last, together = choices(folder, prompts)
@@ -119,15 +121,32 @@ def choices(folder: Path, prompts: Sequence[Sequence[int]]) -> tuple[list[list[l
             layer = f"{decoder.ROOT}.layers.{index}"
             x = x + decoder.attend(model, layer, _norm(model, f"{layer}.input_layernorm", x, text), text, lengths)
             inner = _norm(model, f"{layer}.post_attention_layernorm", x, text)
-            if text.is_sparse(index):
-                ids, _ = decoder.route(model, f"{layer}.mlp.gate", inner, text)
-                last.append(ids[ends].tolist())
-                together.append(len(ids.unique()))
-                x = x + decoder.experts(model, f"{layer}.mlp", inner, text)
-            else:
+            if not text.is_sparse(index):
                 x = x + decoder.dense(model, f"{layer}.mlp", inner, text)
+                continue
+            ids, routing = decoder.route(model, f"{layer}.mlp.gate", inner, text)
+            last.append(ids[ends].tolist())
+            together.append(len(ids.unique()))
+            shared = decoder.feed_forward(model, f"{layer}.mlp.shared_experts", inner)
+            x = x + shared + _experts(model, f"{layer}.mlp.experts", inner, ids, routing, text.n_routed_experts)
     return last, together
 
 
-def _norm(model: Model, name: str, x: torch.Tensor, text: TextConfig) -> torch.Tensor:
+def _experts(model: Model, root: str, x: Tensor, ids: Tensor, routing: Tensor, count: int) -> Tensor:
+    """The routed sum by our kernels: plain torch takes minutes to unpack fourteen billion weights."""
+    form = model.format_of(f"{root}.0.down_proj.weight")
+    assert form is not None
+
+    def stacked(suffix: str, *parts: str) -> Tensor:
+        names = [[f"{root}.{expert}.{part}_proj.weight{suffix}" for part in parts] for expert in range(count)]
+        return torch.stack([torch.cat([model.weights.rows(name) for name in each]) for each in names])
+
+    values = "_packed" if form.bits == 4 else ""
+    gate_up = stacked(values, "gate", "up"), stacked("_scale", "gate", "up")
+    return ops.experts(
+        x, ids, routing, *gate_up, stacked(values, "down"), stacked("_scale", "down"), form.group_size or 0, False
+    )
+
+
+def _norm(model: Model, name: str, x: Tensor, text: TextConfig) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], model.tensor(f"{name}.weight"), text.rms_norm_eps)
