@@ -17,7 +17,7 @@ from kimi_serve.gateway.forward import Exchange, Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.gateway.journey import ENGINE_REFUSED, Journey
-from kimi_serve.gateway.streaming import SseResponse, while_connected
+from kimi_serve.gateway.streaming import SseResponse, current_client, while_connected
 from kimi_serve.gateway.tenants.keys import Scope as KeyScope
 from kimi_serve.gateway.upstream import Response as Upstream
 from kimi_serve.protocol.errors import ApiError
@@ -30,34 +30,44 @@ Prepare = Callable[[Gateway, Caller, bytes, Reservation, Request], Awaitable[Wor
 
 
 async def caller_of(request: Request, scope: KeyScope) -> Caller:
-    gateway: Gateway = request.state.gateway
+    state = request.scope["state"]  # request.state finds the same by a slower way
+    gateway: Gateway = state["gateway"]
     caller = await gateway.identity.caller(request.headers.get("authorization"), request.headers.get("x-api-key"))
     caller.require(scope)
-    request.state.journey.tenant = caller.tenant
+    state["journey"].tenant = caller.tenant
     return caller
 
 
 async def answer(request: Request, scope: KeyScope, prepare: Prepare) -> Response:
-    gateway: Gateway = request.state.gateway
-    async with AsyncExitStack() as stack:
-        caller = await caller_of(request, scope)
-        reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
-        journey: Journey = request.state.journey
+    """What the request holds goes with the answer: a stream that waits for its turn comes to hold more meanwhile."""
+    held = AsyncExitStack()
+    try:
+        return _Held(await _answered(request, scope, prepare, held), held)
+    except BaseException as error:
+        await held.__aexit__(type(error), error, error.__traceback__)
+        raise
 
-        async def answered() -> Response:
-            raw = await body.read(request, reservation, gateway.settings.body)
-            work = _answer(request, caller, raw, reservation, prepare, stack)
-            return await while_connected(request.receive, work, journey.leave)
 
-        return await gateway.leaving.bounded(answered())
+async def _answered(request: Request, scope: KeyScope, prepare: Prepare, stack: AsyncExitStack) -> Response:
+    gateway: Gateway = request.scope["state"]["gateway"]
+    caller = await caller_of(request, scope)
+    reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
+    journey: Journey = request.scope["state"]["journey"]
+
+    async def answered() -> Response:
+        raw = await body.read(request, reservation, gateway.settings.body)
+        work = _answer(request, caller, raw, reservation, prepare, stack)
+        return await while_connected(request.receive, work, journey.leave)
+
+    return await gateway.leaving.bounded(answered())
 
 
 async def _answer(
     request: Request, caller: Caller, raw: bytes, reservation: Reservation, prepare: Prepare, stack: AsyncExitStack
 ) -> Response:
-    gateway: Gateway = request.state.gateway
+    gateway: Gateway = request.scope["state"]["gateway"]
     work = await prepare(gateway, caller, raw, reservation, request)
-    journey: Journey = request.state.journey
+    journey: Journey = request.scope["state"]["journey"]
     exchange = Exchange(gateway, caller, work, stack, journey)
     if not work.stream:
         return await _whole(exchange, await exchange.open())
@@ -70,7 +80,7 @@ async def _answer(
         await _cancel(opening)
         raise
     headers = journey.ratelimit | {"x-kimi-serve-prompt-tokens": str(work.cost.tokens)}
-    return _Stream(_parts(exchange, opening), opening, stack.pop_all(), headers, work.dialect, journey.leave)
+    return _Stream(_parts(exchange, opening), opening, headers, work.dialect, journey.leave)
 
 
 async def _whole(exchange: Exchange, response: Upstream) -> Response:
@@ -110,27 +120,47 @@ async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGe
                 yield frame
 
 
+class _Held(Response):
+    """Another response, and what its request holds: given back behind it, also where not one part of it is sent.
+
+    What a request has held is counted after its answer was written rather than before. A client that does not read,
+    so that the answer would have to wait, keeps nothing of it but a stream.
+    """
+
+    def __init__(self, response: Response, held: AsyncExitStack) -> None:
+        self._response, self._held = response, held
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = current_client.get(None)
+        is_stream = isinstance(self._response, _Stream)
+        if not is_stream and (client is None or not client.is_reading):
+            await self._held.aclose()
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            await self._held.aclose()
+
+
 class _Stream(SseResponse):
-    """Holds what the request holds, also where not one part of it is ever sent."""
+    """Ends its own opening, also where not one part of it is ever sent."""
 
     def __init__(
         self,
         parts: AsyncGenerator[bytes, None],
         opening: asyncio.Task[Upstream],
-        held: AsyncExitStack,
         headers: dict[str, str],
         dialect: Dialect,
         on_left: Callable[[], None],
     ) -> None:
         super().__init__(parts, headers=headers, dialect=dialect, on_left=on_left)
-        self._opening, self._held = opening, held
+        self._opening = opening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             await _cancel(self._opening)
-            await self._held.aclose()
 
 
 async def _cancel(task: asyncio.Task[Upstream]) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
+from starlette.types import Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -19,12 +21,86 @@ from uvicorn.server import ServerState
 from kimi_serve.gateway import liveness
 from kimi_serve.gateway.metrics import Metrics
 from kimi_serve.gateway.settings import Listen
-from kimi_serve.gateway.streaming import server_send
+from kimi_serve.gateway.streaming import ClientGoneError, current_client
 from kimi_serve.protocol.errors import ApiError
 
 _LINGER_S: Final = 1.0  # for a client to read why; closed at once, a connection with bytes unread is reset
 _EACH_HEADER: Final = 32  # bytes that one costs besides its own
 _PIPELINED: Final = 4  # requests that are read while one runs; up to here a client that leaves is noticed
+
+
+class OnConnection:
+    """The client of one request."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self.send: Send = cycle.send  # type: ignore[assignment]  # uvicorn names each message a type
+        self._left: Callable[[], None] | None = None
+        self._take: Callable[[bytes], None] | None = None
+        self._all: asyncio.Future[None] | None = None  # of the body
+
+    @property
+    def has_left(self) -> bool:
+        return self._cycle.disconnected
+
+    def watch(self, left: Callable[[], None] | None) -> None:
+        self._left = left
+        if left is not None:
+            self._cycle.flow.resume_reading()  # a connection that is not read from cannot be seen to close
+
+    def leave(self) -> None:
+        if self._all is not None and not self._all.done():
+            self._all.set_exception(ClientGoneError())
+        left, self._left = self._left, None  # said once: to be cancelled twice is another thing
+        if left is not None:
+            left()
+
+    @property
+    def has_sent_all(self) -> bool:
+        return not self._cycle.more_body
+
+    async def rest_of_body(self, take: Callable[[bytes], None]) -> None:
+        """A body of megabytes comes in pieces, and none of them wakes a task."""
+        cycle = self._cycle
+        if cycle.body:
+            take(bytes(cycle.body))
+            cycle.body = bytearray()
+        if cycle.disconnected:
+            raise ClientGoneError
+        if not cycle.more_body:
+            return
+        self._take, self._all = take, asyncio.get_running_loop().create_future()
+        cycle.flow.resume_reading()
+        try:
+            await self._all
+        finally:
+            self._take = self._all = None
+
+    def takes(self, part: bytes) -> bool:
+        """Whether a part of the body is waited for here."""
+        if self._take is None or self._all is None or self._all.done():
+            return False
+        try:
+            self._take(part)
+        except ApiError as error:
+            self._all.set_exception(error)
+        return True
+
+    def finish(self) -> None:
+        if self._all is not None and not self._all.done():
+            self._all.set_result(None)
+
+    @property
+    def is_reading(self) -> bool:
+        return not self._cycle.flow.write_paused
+
+    @property
+    def has_room(self) -> bool:
+        cycle = self._cycle
+        return bool(cycle.chunked_encoding) and not (cycle.flow.write_paused or cycle.disconnected)
+
+    def write(self, part: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
 
 class Connection(HttpToolsProtocol):
@@ -40,6 +116,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._metrics: Metrics = app_state["gateway"].metrics
         self._running: RequestResponseCycle | None = None
+        self._client: OnConnection | None = None  # of what runs
         self._refusal: ApiError | None = None
         self._is_in_header = True  # or before it
         self._has_progressed = False  # in parsing the last bytes: a header or a piece of a body came to its end
@@ -107,12 +184,15 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._has_progressed = True
-        super().on_body(body)
+        if self._client is None or self.cycle is not self._running or not self._client.takes(body):
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # it is not complete: see below
         super().on_message_complete()
+        if self._client is not None and self.cycle is self._running:
+            self._client.finish()
         self._is_in_header = self._has_progressed = True
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -133,10 +213,10 @@ class Connection(HttpToolsProtocol):
             self.data_received(rest)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        token = server_send.set(cycle.send)  # type: ignore[arg-type]  # uvicorn names each message a type
+        self._running, self._client = cycle, OnConnection(cycle)
+        token = current_client.set(self._client)
         super()._start_asgi_task(cycle, app)  # in a task, which takes the context of now
-        server_send.reset(token)
+        current_client.reset(token)
 
     def send_400_response(self, msg: str) -> None:
         """The parser, or one of the callbacks above, cannot go on."""
@@ -209,6 +289,8 @@ class Connection(HttpToolsProtocol):
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
+            if self._client is not None:
+                self._client.leave()
 
 
 def _too_large(limits: Listen) -> ApiError:

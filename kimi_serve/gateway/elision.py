@@ -13,7 +13,7 @@ Knows status and text of these, and the body; chooses no engine.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -29,7 +29,7 @@ from kimi_serve.protocol.sse import FrameTooLargeError, Splitter, data_of
 _MISS: Final = re.compile(rb"Cache miss for image at index \d+ but data is not provided")
 _FAULT: Final = b"Internal server error"
 
-Send = Callable[[bytes], Awaitable[Response]]
+Send = Callable[[Sequence[bytes]], Awaitable[Response]]
 Trouble = Literal["none", "forgotten", "fault"]
 
 
@@ -44,7 +44,7 @@ class Elision:
     async def deliver(self, parcel: Parcel, holdings: Holdings, send: Send) -> Response:
         """The engine's answer, of a stream from its first token on. Raises UpstreamError."""
         packet = parcel.pack(holdings.holds_image if self.is_on else None)
-        response = await send(packet.data)
+        response = await send(packet.parts)
         if not parcel.pictures:
             return response
         try:
@@ -56,7 +56,7 @@ class Elision:
         if trouble == "forgotten" or (trouble == "fault" and self.may_retry()):
             self.metrics.elision_misses.inc()
             holdings.forget_images(packet.left_out)
-            return await send(parcel.pack().data)
+            return await send(parcel.pack().parts)
         self.metrics.elided_images.inc(len(packet.left_out))
         self.metrics.elided_bytes.inc(packet.saved)
         return response

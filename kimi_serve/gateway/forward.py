@@ -7,17 +7,18 @@ the last byte, an error or a client that leaves, gives all of it back.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
 
-from kimi_serve.gateway.cost import Cost
+from kimi_serve.gateway.attempt import Attempt
+from kimi_serve.gateway.cost import NOTHING, Cost
 from kimi_serve.gateway.dialects import CHAT, Dialect
 from kimi_serve.gateway.elision import Elision
-from kimi_serve.gateway.gateway import Gateway, engine_headers, timeouts
+from kimi_serve.gateway.gateway import Gateway, engine_headers
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.gateway.journey import Journey, Stage
 from kimi_serve.gateway.leaving import draining
@@ -26,11 +27,11 @@ from kimi_serve.gateway.prompt_cost import PromptCost
 from kimi_serve.gateway.replicas.choose import RequestView
 from kimi_serve.gateway.replicas.prompt import Prompt
 from kimi_serve.gateway.replicas.replica import Call, Replica
-from kimi_serve.gateway.streaming import Observation, relay
+from kimi_serve.gateway.streaming import Observation, current_client, relay
 from kimi_serve.gateway.tenants.charge import Charge, LimitReachedError
 from kimi_serve.gateway.tenants.headers import Standings
 from kimi_serve.gateway.tracing import Value
-from kimi_serve.gateway.upstream import Response, Timeouts, UpstreamError
+from kimi_serve.gateway.upstream import Response, UpstreamError
 from kimi_serve.protocol.errors import ApiError
 
 _TRACE = ("traceparent", "tracestate")
@@ -79,11 +80,12 @@ class Exchange:
     _charge: Charge | None = None
     _call: Call | None = None
     _stage: Stage | None = None  # of that call
+    _estimate: Cost = NOTHING
 
     async def open(self) -> Response:
         """The engine's answer, from its first byte. Waits for a slot; where one engine fails, another is tried."""
         work, gateway = self.work, self.gateway
-        cost = work.estimate
+        cost = self._estimate = work.estimate
         await self._pay(cost)
         deadline_s = gateway.settings.admission.deadline_s
         turn = gateway.admission.slot(self.caller.tenant, cost, self.caller.priority, deadline_s, arrived=work.arrived)
@@ -118,7 +120,8 @@ class Exchange:
     async def _send(self, cost: Cost) -> Response:
         work, gateway = self.work, self.gateway
         total = work.cost.tokens + work.output_tokens
-        attempt, last, failed, tries = self.stack, None, frozenset[str](), 0
+        attempt: Attempt | None = None
+        last, failed, tries = None, frozenset[str](), 0
         while True:
             request = RequestView(work.model, cost.weight, total, work.prompt.key, failed)
             replica = gateway.fleet.choose(work.prompt, request)
@@ -128,22 +131,28 @@ class Exchange:
                 if replica is None or not (_was_refused(last) or gateway.retries.try_spend()):
                     return _outcome(last)
                 gateway.metrics.retries.inc()
-                await attempt.aclose()
+                assert attempt is not None
+                attempt.end()
             if replica is None:
                 return _outcome(None)
-            attempt = await self.stack.enter_async_context(AsyncExitStack())
-            last = await self._try(replica, request, attempt)
+            attempt = self._begin(replica, request)
+            last = await self._try(replica, attempt)
             if not (last.status in _ANOTHER_MAY_DO if isinstance(last, Response) else last.may_retry):
                 return _outcome(last)
             failed |= {replica.url}
             tries += 1
 
-    async def _try(self, replica: Replica, request: RequestView, attempt: AsyncExitStack) -> Response | UpstreamError:
-        call = attempt.enter_context(replica.serving(self.work.prompt, request))
+    def _begin(self, replica: Replica, request: RequestView) -> Attempt:
+        call = replica.serving(self.work.prompt, request)
         self.gateway.metrics.expected_cached.inc(call.prefix_tokens)
-        self._stage = stage = attempt.enter_context(self.journey.call(self.work.path, replica.url))
-        sending = await attempt.enter_async_context(AsyncExitStack())
-        send = partial(self._post, replica.url, self._headers(stage), sending)
+        self._stage = self.journey.call(self.work.path, replica.url)
+        attempt = Attempt(call, self._stage)
+        self.stack.push(attempt)
+        return attempt
+
+    async def _try(self, replica: Replica, attempt: Attempt) -> Response | UpstreamError:
+        call, stage = attempt.call, attempt.stage
+        send = partial(self._post, replica.url, self._headers(stage), attempt)
         try:
             response = await self._elision().deliver(self.work.body, replica.holdings, send)
             if response.status == 200:
@@ -164,15 +173,11 @@ class Exchange:
         is_on = gateway.settings.elision.enabled
         return Elision(is_on, gateway.metrics, work.dialect, work.stream, gateway.retries.try_spend)
 
-    async def _post(self, url: str, headers: Mapping[str, str], sending: AsyncExitStack, body: bytes) -> Response:
-        await sending.aclose()  # where it is the second time
-        opening = self.gateway.upstream.open(url, self.work.path, body, headers, timeouts=self._timeouts())
-        return await sending.enter_async_context(opening)
-
-    def _timeouts(self) -> Timeouts:
-        """An engine is silent until its whole answer is done, where it does not stream."""
-        limits = timeouts(self.gateway.settings)
-        return limits if self.work.stream else replace(limits, first_byte_s=limits.total_s)
+    async def _post(self, url: str, headers: Mapping[str, str], attempt: Attempt, body: Sequence[bytes]) -> Response:
+        upstream = self.gateway.upstream
+        # An engine is silent until its whole answer is done, where it does not stream.
+        limits = upstream.timeouts if self.work.stream else upstream.patient
+        return await attempt.ask(upstream.open(url, self.work.path, body, headers, timeouts=limits))
 
     def _headers(self, stage: Stage) -> dict[str, str]:
         """The client's own trace goes on; where we have spans of our own, the engine's begin in ours."""
@@ -195,12 +200,15 @@ class Exchange:
             self._call.succeeded()
         if response.status == 200:
             self._call.prompt_was_read()
-            try:
-                told = msgspec.json.decode(data, type=Answered).usage
-            except (msgspec.DecodeError, msgspec.ValidationError):
-                told = None
-            self._settle(self._usage(told))
+            self.stack.callback(self._settle_whole, data)  # when the client has it
         return data
+
+    def _settle_whole(self, data: bytes) -> None:
+        try:
+            told = msgspec.json.decode(data, type=Answered).usage
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            told = None
+        self._settle(self._usage(told))
 
     def frames(self, response: Response) -> AsyncGenerator[bytes, None]:
         """The answer of a request that streams, as it comes. To be read while it is told of leaving."""
@@ -211,6 +219,7 @@ class Exchange:
             observe=self._observe,
             dialect=self.work.dialect,
             rename=self.renamed,
+            client=current_client.get(None),
         )
 
     def told_of_leaving(self, response: Response) -> AbstractContextManager[None]:
@@ -266,7 +275,7 @@ class Exchange:
         m.cached.inc(usage.cached_tokens)
         self._tell_usage(usage)
         if self._charge is not None:
-            estimate = self.work.estimate
+            estimate = self._estimate
             text = usage.prompt_tokens - estimate.image_tokens
             self._charge.settle(replace(estimate, text_tokens=text, output_tokens=usage.completion_tokens))
 

@@ -88,9 +88,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             ledger,
             admission,
             fleet,
-            await stack.enter_async_context(
-                Upstream(timeouts(settings), unreachable_s=settings.upstream.unreachable_s)
-            ),
+            await stack.enter_async_context(Upstream(timeouts(settings))),
             await stack.enter_async_context(Fetcher(fetch_rules(settings))),
             RetryBudget(settings.replicas.retry_percent),
             Leaving(),
@@ -129,7 +127,7 @@ def capacity(settings: Settings, ready: int) -> Capacity:
 
 def timeouts(settings: Settings) -> Timeouts:
     u = settings.upstream
-    return Timeouts(u.connect_s, u.first_byte_s, u.between_frames_s, u.total_s)
+    return Timeouts(u.connect_s, u.first_byte_s, u.between_frames_s, u.total_s, u.unreachable_s)
 
 
 def fetch_rules(settings: Settings) -> FetchRules:

@@ -47,13 +47,15 @@ class Leaving:
             is_over = True
             task.cancel()
 
+        self._listeners.add(end)
         try:
-            with self.telling(end):
-                return await work
+            return await work
         except asyncio.CancelledError:
             if is_over and task.uncancel() == 0:
                 raise draining() from None
             raise
+        finally:
+            self._listeners.discard(end)
 
 
 def draining() -> ApiError:

@@ -26,6 +26,7 @@ class Packed:
 
     name: bytes
     value: object  # what the field holds, bytes and all
+    url: str  # in it, and plain ASCII that JSON need not escape
     bare: bytes  # the field's JSON where they stay out
     size: int  # bytes that are saved then
 
@@ -34,7 +35,7 @@ class Packed:
 class Packet:
     """What goes to one engine."""
 
-    data: bytes
+    parts: list[bytes]  # joined, they are the body: to join megabytes costs more than to send them one by one
     left_out: tuple[bytes, ...]  # names of pictures
     saved: int  # bytes
 
@@ -58,9 +59,9 @@ class Parcel:
                 left_out.append(picture.name)
                 saved += picture.size
             else:
-                parts.append(chat.encode(picture.value))
+                parts += _written(picture)
             parts.append(after)
-        return Packet(parts[0] if len(parts) == 1 else b"".join(parts), tuple(left_out), saved)
+        return Packet(parts, tuple(left_out), saved)
 
 
 def wrap(body: Json, images: Sequence[ImagePart], names: Sequence[bytes]) -> Parcel:
@@ -68,7 +69,7 @@ def wrap(body: Json, images: Sequence[ImagePart], names: Sequence[bytes]) -> Par
     packed = []
     for image, name in zip(images, names, strict=True):
         if "image_url" in image.part:  # what calls itself otherwise is refused by the engine
-            packed.append(Packed(name, image.part["image_url"], b"null", len(image.url)))
+            packed.append(Packed(name, image.part["image_url"], image.url, b"null", len(image.url)))
             image.part.update(image_url=f"{_MARK}-{len(packed) - 1}", uuid=name.hex())
     return _cut(body, packed)
 
@@ -78,11 +79,20 @@ def wrap_messages(body: Json, messages: Messages, names: Sequence[bytes]) -> Par
     packed = []
     for number, (source, image, name) in enumerate(zip(messages.sources, messages.chat.images, names, strict=True)):
         head, _, data = image.url.partition(",")
-        packed.append(Packed(name, data, b'""', len(data)))
+        packed.append(Packed(name, data, data, b'""', len(data)))
         media_type = f"{head.removeprefix('data:').removesuffix(';base64')};uuid={name.hex()}"
         source.clear()
         source.update({"type": "base64", "media_type": media_type, "data": f"{_MARK}-{number}"})
     return _cut(body, packed)
+
+
+def _written(picture: Packed) -> list[bytes]:
+    """The field's JSON. Megabytes of base64 are not looked through for what JSON escapes: decoding has found none."""
+    if picture.value is picture.url:
+        return [b'"', picture.url.encode("ascii"), b'"']
+    if picture.value == {"url": picture.url}:
+        return [b'{"url":"', picture.url.encode("ascii"), b'"}']
+    return [chat.encode(picture.value)]
 
 
 def _cut(body: Json, packed: Sequence[Packed]) -> Parcel:

@@ -72,7 +72,7 @@ def _given(gateway: Gateway, raw: bytes, request: Request) -> _Given:
     arrived = time.monotonic()
     body = chat.parse_object(raw)
     changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
-    journey: Journey = request.state.journey
+    journey: Journey = request.scope["state"]["journey"]
     if journey.span.is_recorded:
         journey.asked = tracing.of_request(body)
     return _Given(raw, body, changed, request.headers, arrived, journey)

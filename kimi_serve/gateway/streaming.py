@@ -75,6 +75,44 @@ class Source(Protocol):
     async def next_within(self, seconds: float) -> bytes | None:
         """The next chunk; None where it takes longer. Raises ApiError, and StopAsyncIteration at its end."""
 
+    def divert(self, take: Callable[[bytes], bool], /) -> None:
+        """Offers each chunk that is waited for to `take` first; what it takes (True) is not waited for any more."""
+
+
+class Client(Protocol):
+    """Who asked, as our own server knows them: what ASGI has no words for."""
+
+    @property
+    def has_left(self) -> bool: ...
+
+    def watch(self, left: Callable[[], None] | None) -> None:
+        """`left` is called when the client leaves, until the next call of this."""
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether all of the request's body is here."""
+
+    async def rest_of_body(self, take: Callable[[bytes], None], /) -> None:
+        """Gives each part to `take` in the moment in which it comes; raises what that raises, and ClientGoneError."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether what is sent now would not have to wait for what was sent before."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether its answer has begun, and more of it would not have to wait."""
+
+    def write(self, part: bytes) -> None:
+        """A part of the answer, at once."""
+
+    @property
+    def send(self) -> Send:
+        """The server's own: what middleware has to say is said with an answer's start, and the parts are many."""
+
+
+current_client: Final[ContextVar[Client]] = ContextVar("current_client")
+
 
 async def relay(
     source: Source,
@@ -84,14 +122,18 @@ async def relay(
     observe: Callable[[Observation], None],
     dialect: Dialect = CHAT,
     rename: Callable[[bytes], bytes] = lambda frames: frames,
+    client: Client | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Whole frames, byte for byte, in the groups in which they came; an error event where the engine fails; the end.
 
     Reads nothing ahead of its reader. Close it (contextlib.aclosing) to stop at once. `observe` is called when it ends,
-    however that is. `rename` may change names in whole frames.
+    however that is. `rename` may change names in whole frames. Where all that it yields goes to `client` and nowhere
+    else, tokens that come one by one go there at once, and are not yielded: no task wakes for them.
     """
     seen = Observation(clock())
     stream = _Frames(seen, clock, dialect)
+    if client is not None:
+        source.divert(_shortcut(stream, client, rename))
     try:
         while not stream.is_done:
             chunk = await source.next_within(keep_alive_s)
@@ -117,6 +159,16 @@ async def relay(
         raise
     finally:
         observe(seen)
+
+
+def _shortcut(stream: _Frames, client: Client, rename: Callable[[bytes], bytes]) -> Callable[[bytes], bool]:
+    def take(chunk: bytes) -> bool:
+        if not client.has_room or not stream.takes_token(chunk):
+            return False
+        client.write(rename(chunk))
+        return True
+
+    return take
 
 
 class _Frames:
@@ -150,6 +202,19 @@ class _Frames:
         is_all = not was_inside and not self._splitter.is_inside_frame and not self.is_done
         return chunk if is_all else b"".join(frames)
 
+    def takes_token(self, chunk: bytes) -> bool:
+        """Whether it is one whole frame with a token, and with nothing else that is to be known; then it has passed."""
+        if self.is_done or self._splitter.is_inside_frame or b"\r" in chunk or not chunk.endswith(b"\n\n"):
+            return False
+        if chunk.find(b"\n\n") != len(chunk) - 2 or b'"usage":' in chunk or b'"error":' in chunk:
+            return False
+        if not self._dialect.is_content(chunk):  # so it is not the end either
+            return False
+        self._passed += 1
+        self._seen.saw(1, self._clock())
+        self._seen.sent_bytes += len(chunk)
+        return True
+
     def _read(self, frame: bytes) -> None:
         with suppress(ValueError):  # what is not JSON is the client's to judge, byte for byte
             said = json.loads(data_of(frame) or b"")
@@ -176,6 +241,35 @@ async def while_connected(
 
     `on_left` is called the moment it is seen, before anything is given back.
     """
+    client = current_client.get(None)
+    if client is None:
+        return await _while_receiving(receive, work, on_left)
+    task, has_left = asyncio.current_task(), False
+    assert task is not None
+    if client.has_left:
+        work.close()
+        on_left()
+        raise ClientGoneError
+
+    def left() -> None:
+        nonlocal has_left
+        has_left = True
+        on_left()
+        task.cancel()
+
+    client.watch(left)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
+    finally:
+        client.watch(None)
+
+
+async def _while_receiving(receive: Receive, work: Coroutine[object, object, T], on_left: Callable[[], None]) -> T:
+    """Under any server: who leaves is a message."""
     working = asyncio.create_task(work)  # what it waits for wakes it alone, not all of the application around it
     has_left = False
 
@@ -198,10 +292,6 @@ async def while_connected(
         raise
     finally:
         watcher.cancel()
-
-
-# The server's own send: what middleware has to say is said with an answer's start, and the frames are many.
-server_send: Final[ContextVar[Send]] = ContextVar("server_send")
 
 
 class SseResponse(Response):
@@ -234,7 +324,8 @@ class SseResponse(Response):
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self.parts) as parts:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            send = server_send.get(send)
+            client = current_client.get(None)
+            send = send if client is None else client.send
             try:
                 async for part in parts:
                     await send({"type": "http.response.body", "body": part, "more_body": True})

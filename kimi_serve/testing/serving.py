@@ -33,6 +33,7 @@ STARTS_WITHIN_S: Final = 30.0
 STOPS_WITHIN_S: Final = 10.0
 _TRANSPORT: Final = "kimi_serve.transport"
 _HOST: Final = "127.0.0.1"
+Protocol = Callable[..., asyncio.Protocol]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,13 @@ def run(app: ASGIApp, *, port: int = 0, listener: socket.socket | None = None, g
 
 
 @contextmanager
-def in_thread(app: ASGIApp, *, grace_s: int = 1) -> Iterator[Served]:
-    """grace_s: how long requests in flight may go on when the block ends; then they are cancelled."""
+def in_thread(app: ASGIApp, *, grace_s: int = 1, protocol: Protocol | None = None) -> Iterator[Served]:
+    """grace_s: how long requests in flight may go on when the block ends; then they are cancelled.
+
+    protocol: makes what speaks HTTP on each connection; uvicorn's own, where it is None.
+    """
     with _listen(0) as listener:
-        server = _server(app, grace_s=grace_s)
+        server = _server(app, grace_s=grace_s, protocol=protocol)
         thread = threading.Thread(target=_run_quietly, args=(server, listener), name="served", daemon=True)
         thread.start()
         try:
@@ -128,12 +132,12 @@ def _run_quietly(server: uvicorn.Server, listener: socket.socket) -> None:
         server.run(sockets=[listener])
 
 
-def _server(app: ASGIApp, *, grace_s: int) -> uvicorn.Server:
+def _server(app: ASGIApp, *, grace_s: int, protocol: Protocol | None = None) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=_Protocol,
+            http=protocol or _Protocol,  # type: ignore[arg-type]  # it is called and nothing else
             ws="none",
             access_log=False,
             log_config=None,  # a library leaves its host's logging alone

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
 import httpx
@@ -226,6 +227,15 @@ def test_a_stream_that_waits_gets_comments(start: Start) -> None:
     text = front.chat("x", stream=True).text
     assert text.startswith(":")
     assert text.rstrip().endswith("data: [DONE]")
+
+
+def test_a_stream_that_waited_for_its_turn_gives_back_what_it_got_then(start: Start) -> None:
+    front = start(dials={"itl_s": 0.05, "tokens": 10}, stream={"keep_alive_s": 0.1}, admission={"requests": 1})
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(front.chat, "hello", stream=True) for _ in range(2)]
+    assert [answer.result().text.count('"content":" token"') for answer in answers] == [10, 10]
+    assert any(answer.result().text.startswith(": keep-alive") for answer in answers)
+    front.assert_idle()
 
 
 def test_readiness_follows_the_engines(start: Start) -> None:

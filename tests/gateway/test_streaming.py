@@ -380,8 +380,7 @@ def test_the_connections_of_a_finished_stream_are_used_again(stack: Stack) -> No
         stack.stream(tokens=2)
     eventually(lambda: len(stack.gateway.seen) == 3)
     assert not stack.engine.record.aborts
-    ports = stack.gateway.upstream._session.connector
-    assert sum(len(idle) for idle in ports._conns.values()) == 1
+    assert stack.gateway.upstream.resting == 1
 
 
 @pytest.mark.parametrize(

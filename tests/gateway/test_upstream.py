@@ -62,7 +62,7 @@ async def aborts(engine: FakeEngine) -> float:
     """Seconds from now until the engine has noticed that its client left."""
     began = time.monotonic()
     while not engine.record.aborts:
-        assert time.monotonic() - began < 5, "the engine did not notice"
+        assert time.monotonic() - began < 30, "the engine did not notice"
         await asyncio.sleep(0.005)
     return engine.record.aborts[0].at - began
 
@@ -102,17 +102,17 @@ def test_without_a_body_it_is_a_get(url: str) -> None:
 
 
 def test_a_complete_answer_gives_its_connection_back(url: str, engine: FakeEngine) -> None:
-    async def twice() -> set[int]:
-        ports = set()
+    async def thrice() -> list[int]:
+        resting = []
         async with Upstream() as upstream:
             for _ in range(3):
                 async with upstream.open(url, CHAT, STREAM, {}) as response:
-                    connection = response.chunks._content._protocol.transport
-                    ports.add(connection.get_extra_info("sockname")[1])
+                    resting.append(upstream.resting)
                     await response.read()
-        return ports
+                resting.append(upstream.resting)
+        return resting
 
-    assert len(asyncio.run(twice())) == 1
+    assert asyncio.run(thrice()) == [0, 1, 0, 1, 0, 1]
     assert not engine.record.aborts
 
 
@@ -175,7 +175,7 @@ def test_silence_ends_at_the_limit_that_has_its_name(
 ) -> None:
     began = time.monotonic()
     failed = failure(url, limits, **dials)
-    assert 0.1 <= time.monotonic() - began < 3
+    assert 0.1 <= time.monotonic() - began < 4  # and not 5, the engine's own silence
     assert (failed.code, failed.stage, failed.may_retry) == ("upstream_timeout", stage, may_retry)
     assert named in failed.message
     assert asyncio.run(aborts(engine)) < 1

@@ -53,7 +53,7 @@ class DrainRate:
         now = self._clock()
         elapsed = min(max(0.0, now - self._seen), self._memory_s)
         self._seen = now
-        if self._is_busy:
+        if self._is_busy and elapsed:
             decay = math.exp(-elapsed / self._memory_s)
             self._done *= decay
             self._worked_s = self._worked_s * decay + self._memory_s * (1 - decay)

@@ -1,8 +1,8 @@
 """Bytes of bodies in flight, counted from the first one. Knows tenants and sums; never a body."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Self
 
 from kimi_serve.gateway.admission.drain_rate import DrainRate
 from kimi_serve.protocol.errors import ApiError
@@ -17,14 +17,9 @@ class BytesLedger:
         self._total = 0
         self._by_tenant: dict[str, int] = {}
 
-    @contextmanager
-    def body(self, tenant: str) -> Iterator["Reservation"]:
-        """A reservation that starts at nothing, grows as bytes arrive, and is given back whatever happens."""
-        reservation = Reservation(self, tenant)
-        try:
-            yield reservation
-        finally:
-            reservation.release(reservation.held)
+    def body(self, tenant: str) -> "Reservation":
+        """A reservation that starts at nothing, grows as bytes arrive, and is given back at the end of its block."""
+        return Reservation(self, tenant)
 
     @property
     def total(self) -> int:
@@ -72,6 +67,12 @@ class Reservation:
     def __init__(self, ledger: BytesLedger, tenant: str) -> None:
         self._ledger, self._tenant = ledger, tenant
         self.held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release(self.held)
 
     def reserve(self, size: int) -> None:
         """Call before reading or keeping `size` more bytes: a refusal leaves what was held."""

@@ -6,9 +6,9 @@ The one at the head waits for room and is not overtaken by smaller ones of its c
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final, Self
 
 from kimi_serve.gateway.admission.drain_rate import DrainRate
 from kimi_serve.gateway.admission.fair_queue import FairQueue, Load, Ticket
@@ -48,6 +48,9 @@ class Snapshot:
     is_draining: bool
 
 
+_NO_LOAD: Final = Load()
+
+
 class Admission:
     def __init__(
         self, capacity: Capacity, bounds: Bounds | None = None, clock: Callable[[], float] = time.monotonic
@@ -61,8 +64,7 @@ class Admission:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    @asynccontextmanager
-    async def slot(
+    def slot(
         self,
         tenant: str,
         cost: Cost,
@@ -70,17 +72,12 @@ class Admission:
         deadline_s: float = 60.0,
         *,
         arrived: float | None = None,
-    ) -> AsyncIterator["Slot"]:
-        """Waits for room, at most `deadline_s` after `arrived` (a reading of the clock; now, where it is None).
+    ) -> "Slot":
+        """`async with` waits for room, at most `deadline_s` after `arrived` (a reading of the clock; None: now).
 
         Raises ApiError: draining, queue_timeout, tenant_queue_full, queue_full.
         """
-        slot = Slot(self, tenant, cost.weight, self._clock() if arrived is None else arrived)
-        await self._enter(slot, priority, deadline_s)
-        try:
-            yield slot
-        finally:
-            slot.release()
+        return Slot(self, tenant, cost.weight, priority, deadline_s, self._clock() if arrived is None else arrived)
 
     def set_capacity(self, capacity: Capacity) -> None:
         """When replicas come or go. Less than what is outstanding ends nothing: the line waits."""
@@ -173,7 +170,7 @@ class Admission:
 
     def _pump(self) -> None:
         """Lets go whoever may. Every change that can make room, or a new head, ends here."""
-        while (ticket := self._queue.head()) is not None:
+        while self._queue and (ticket := self._queue.head()) is not None:
             if ticket.item.turn.cancelled():
                 self._queue.remove(ticket)
                 continue
@@ -191,7 +188,7 @@ class Admission:
 
     def _change(self, tenant: str, requests: int, cost: int) -> None:
         self._outstanding = self._outstanding.plus(requests, cost)
-        load = self._by_tenant.get(tenant, Load()).plus(requests, cost)
+        load = self._by_tenant.get(tenant, _NO_LOAD).plus(requests, cost)
         if load.requests:
             self._by_tenant[tenant] = load
         else:
@@ -218,11 +215,20 @@ class Admission:
 class Slot:
     """Leave to send one request to an engine."""
 
-    def __init__(self, admission: Admission, tenant: str, weight: int, arrived: float) -> None:
-        self._admission = admission
+    def __init__(
+        self, admission: Admission, tenant: str, weight: int, priority: Priority, deadline_s: float, arrived: float
+    ) -> None:
+        self._admission, self._priority, self._deadline_s = admission, priority, deadline_s
         self.tenant, self.weight, self.arrived = tenant, weight, arrived
         self.waited_s = 0.0
         self.is_held = False
+
+    async def __aenter__(self) -> Self:
+        await self._admission._enter(self, self._priority, self._deadline_s)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
 
     def settle(self, cost: Cost) -> None:
         """What it really costs, once that is known: the difference is free, or taken, at once."""

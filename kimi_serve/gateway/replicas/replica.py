@@ -2,10 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from kimi_serve.gateway.replicas.breaker import Breaker, BreakerLimits, State
 from kimi_serve.gateway.replicas.choose import ReplicaView, RequestView, remaining
@@ -84,22 +83,15 @@ class Replica:
         elapsed = self._clock() - max(self._ready_at, self._breaker.closed_at)
         return min(1.0, max(self._limits.least_warmth, elapsed / self._limits.slow_start_s))
 
-    @contextmanager
-    def serving(self, prompt: Prompt, request: RequestView) -> Iterator["Call"]:
-        """While a request is with the engine. A call that ends with no outcome told was abandoned: no one's fault."""
+    def serving(self, prompt: Prompt, request: RequestView) -> "Call":
+        """A block in which a request is with the engine. One that ends with no outcome told was abandoned: no one's
+        fault.
+        """
         view = self.view(prompt)
-        work = remaining(view, request)
-        call = Call(self, prompt, self._breaker.begin(), view.prefix_tokens)
+        call = Call(self, prompt, self._breaker.begin(), view.prefix_tokens, remaining(view, request))
         # Before the answer: what arrives in the meantime with the same beginning should come here too.
         self.holdings.remember_prefix(prompt)
-        self.requests += 1
-        self.outstanding += work
-        try:
-            yield call
-        finally:
-            self.outstanding -= work
-            self.requests -= 1
-            call.abandoned()
+        return call
 
     def note(self, finding: Finding, unready_after: int = 1) -> None:
         """What an active check found."""
@@ -138,10 +130,20 @@ class Replica:
 class Call:
     """One attempt on one replica. The first outcome told counts."""
 
-    def __init__(self, replica: Replica, prompt: Prompt, ticket: int, prefix_tokens: int) -> None:
-        self._replica, self._prompt, self._ticket = replica, prompt, ticket
+    def __init__(self, replica: Replica, prompt: Prompt, ticket: int, prefix_tokens: int, work: int) -> None:
+        self._replica, self._prompt, self._ticket, self._work = replica, prompt, ticket, work
         self.prefix_tokens = prefix_tokens  # of the prompt, that the engine has seen before
         self._is_over = False
+
+    def __enter__(self) -> Self:
+        self._replica.requests += 1
+        self._replica.outstanding += self._work
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._replica.outstanding -= self._work
+        self._replica.requests -= 1
+        self.abandoned()
 
     def succeeded(self) -> None:
         """The engine answered; errors that the client caused are answers."""
