@@ -7,22 +7,18 @@ those there are at the moment of a scrape.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import Final, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from kimi_serve import __version__
+from kimi_serve.gateway.counting import Counter, Histogram
 from kimi_serve.gateway.key_metrics import KeyMetrics
 from kimi_serve.gateway.replica_metrics import ReplicaMetrics
 from kimi_serve.gateway.replicas.replica import ReplicaSnapshot
 from kimi_serve.gateway.streaming import GAP_BOUNDS_S
 from kimi_serve.gateway.tenant_labels import TenantLabels
-
-M = TypeVar("M", Counter, Gauge)
 
 MOST_TENANTS: Final = 100
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -40,15 +36,17 @@ class Metrics:
         self._gauge()
         self._replicas = ReplicaMetrics(self.registry)
         self.keys = KeyMetrics(self.registry)
-        build = self._new(Gauge, "build_info", "1; its labels say what runs", "version", "python")
+        build = self._new_gauge("build_info", "1; its labels say what runs", "version", "python")
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self.registry)
 
-    def _new(self, kind: type[M], name: str, text: str, *labels: str) -> M:
-        return kind(f"kimi_serve_{name}", text, labels, registry=self.registry)
+    def _new_gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"kimi_serve_{name}", text, labels, registry=self.registry)
 
     def _count(self) -> None:
-        counter = partial(self._new, Counter)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"kimi_serve_{name}", text, labels, self.registry)
+
         self.requests = counter("requests", "Requests answered, by route and status", "route", "status", "tenant")
         self.refusals = counter("refusals", "Requests refused, by the error's code", "code")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens admitted, images included", "tenant")
@@ -82,7 +80,7 @@ class Metrics:
 
     def _time_and_size(self) -> None:
         def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-            return Histogram(f"kimi_serve_{name}", text, labels, buckets=buckets, registry=self.registry)
+            return Histogram(f"kimi_serve_{name}", text, labels, buckets, self.registry)
 
         self.request_seconds = histogram(
             "request_duration_seconds", "From a request's first byte to the end of its answer", "route"
@@ -94,13 +92,13 @@ class Metrics:
             "cancel_duration_seconds", "From the moment a client is seen to have left until its request holds nothing"
         )
         self.ttft_seconds = histogram("time_to_first_token_seconds", "From a request's first byte to its first token")
-        self.gap_seconds = Gaps("kimi_serve_inter_token_seconds", "Between two tokens of a stream", self.registry)
+        self.gap_seconds = histogram("inter_token_seconds", "Between two tokens of a stream", buckets=GAP_BOUNDS_S)
         self.body_bytes = histogram("request_body_bytes", "Size of a request's body", buckets=_BYTES)
         self.request_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request", buckets=_TOKENS)
         self.request_images = histogram("request_images", "Images of a request", buckets=_IMAGES)
 
     def _gauge(self) -> None:
-        gauge = partial(self._new, Gauge)
+        gauge = self._new_gauge
         self.waiting = gauge("waiting_requests", "Requests that wait for an engine", "priority")
         self.waiting_cost = gauge("waiting_cost_tokens", "Work that waits for an engine, in tokens, images weighted")
         self.oldest = gauge("oldest_waiting_seconds", "Age of the oldest request that waits", "priority")
@@ -126,31 +124,6 @@ class Metrics:
         self._replicas.seen = tuple(replicas)
         lost = set(self._tenants.rank())
         for metric in self.of_tenants if lost else ():
-            for values in [tuple(sample.labels.values()) for family in metric.collect() for sample in family.samples]:
+            for values in metric.series():
                 if values[-1] in lost:  # the tenant is the last label of all
                     metric.remove(*values)
-
-
-class Gaps(Collector):
-    """A histogram that is told many values at once, which prometheus_client's own is not."""
-
-    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
-        self._name, self._text = name, text
-        self._counts = [0] * (len(GAP_BOUNDS_S) + 1)
-        self._sum = 0.0
-        registry.register(self)
-
-    def add(self, counts: Sequence[int], seconds: float) -> None:
-        """Counts by GAP_BOUNDS_S and above, and the sum of what was counted."""
-        self._counts = [have + more for have, more in zip(self._counts, counts, strict=True)]
-        self._sum += seconds
-
-    def collect(self) -> Iterator[Metric]:
-        buckets, total = [], 0
-        for bound, count in zip((*map(str, GAP_BOUNDS_S), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        yield HistogramMetricFamily(self._name, self._text, buckets, self._sum)
-
-    def describe(self) -> Iterable[Metric]:
-        return self.collect()

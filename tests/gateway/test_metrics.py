@@ -7,7 +7,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from kimi_serve import __version__
-from kimi_serve.gateway.metrics import Gaps, Metrics
+from kimi_serve.gateway.counting import Histogram
+from kimi_serve.gateway.metrics import Metrics
 from kimi_serve.gateway.streaming import GAP_BOUNDS_S
 from tests.gateway.conftest import MODEL, Front, Start
 from tests.gateway.test_gateway import eventually, image, png
@@ -112,7 +113,7 @@ def test_a_scrape_says_what_runs() -> None:
 
 
 def test_gaps_are_a_histogram_whose_buckets_add_up() -> None:
-    gaps = Gaps("kimi_serve_x_seconds", "Between.", Metrics().registry)
+    gaps = Histogram("kimi_serve_x_seconds", "Between.", (), GAP_BOUNDS_S, Metrics().registry)
     gaps.add([1] * (len(GAP_BOUNDS_S) + 1), 20.0)
     gaps.add([2] + [0] * len(GAP_BOUNDS_S), 0.001)
     (family,) = gaps.collect()

@@ -80,7 +80,7 @@ def test_metrics_have_so_many_tenants_and_other_however_many_come(clock: Clock) 
         name = f"tenant-{number}"
         metrics.worked(name, 2**number)
         for counter in metrics.of_tenants:
-            values = ["x"] * (len(counter._labelnames) - 1)
+            values = ["x"] * (len(counter.names) - 1)
             counter.labels(*values, metrics.tenant(name)).inc()
     assert tenants_of(metrics) == {"tenant-0", "tenant-1", "tenant-2", OTHER}
     clock.now += 300
