@@ -16,6 +16,7 @@ from kimi_serve import __version__
 from kimi_serve.gateway import logs, refusals
 from kimi_serve.gateway.gateway import Gateway, running
 from kimi_serve.gateway.middleware.access_log import AccessLog
+from kimi_serve.gateway.middleware.lane import Lane
 from kimi_serve.gateway.middleware.request_id import RequestId
 from kimi_serve.gateway.parting import Parting, is_unread
 from kimi_serve.gateway.routes import generate, local
@@ -41,6 +42,8 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(ClientGoneError, _gone)
+    handlers = {ApiError: _refused, ClientGoneError: _gone}
+    app.add_middleware(Lane, routes=generate.bare_routes(), handlers=handlers)
     app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     return app

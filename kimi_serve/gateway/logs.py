@@ -11,6 +11,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from kimi_serve.gateway.middleware import request_id
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{_second(int(record.created))}.{int(record.created % 1 * 1000):03}+00:00",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "logger": record.name,
@@ -34,6 +35,11 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = places(record.exc_info[1])
         return _encode(line)
+
+
+@lru_cache(maxsize=4)
+def _second(since_1970: int) -> str:
+    return datetime.fromtimestamp(since_1970, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def places(error: BaseException | None) -> list[dict[str, object]]:

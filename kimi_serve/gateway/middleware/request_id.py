@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from contextvars import ContextVar
 from typing import Final
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_ACCEPTABLE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HEADER: Final = b"x-request-id"
+_ACCEPTABLE: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 current: ContextVar[str] = ContextVar("request_id", default="-")
 
 
@@ -24,15 +24,16 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = MutableHeaders(scope=scope)
-        given = headers.get("x-request-id", "")
-        name = given if _ACCEPTABLE.fullmatch(given) else f"req-{secrets.token_hex(12)}"
-        headers["x-request-id"] = name
-        current.set(name)
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        given = next((value for name, value in headers if name == _HEADER), b"")
+        name = given if _ACCEPTABLE.fullmatch(given) else b"req-%024x" % random.getrandbits(96)
+        if given != name or sum(line[0] == _HEADER for line in headers) != 1:
+            scope["headers"] = [*(line for line in headers if line[0] != _HEADER), (_HEADER, name)]
+        current.set(name.decode())
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = name
+                message["headers"] = [*message.get("headers", ()), (_HEADER, name)]
             await send(message)
 
         await self._app(scope, receive, named)

@@ -68,3 +68,8 @@ async def messages(request: Request) -> Response:
 async def create_response(request: Request) -> Response:
     """OpenAI's Responses, with pictures and tools. The server keeps no state: the input is the whole conversation."""
     return await answer(request, "chat", responses_work)
+
+
+def bare_routes() -> list[APIRoute]:
+    """They can be called without what FastAPI does around a function."""
+    return [route for route in router.routes if isinstance(route, _Bare)]
