@@ -39,24 +39,26 @@ _ROLE_TOKENS = {
 _ROLES = (*_ROLE_TOKENS, "developer")
 
 
+_MIDDLE = "<|im_middle|>"
+_END = "<|im_end|>"
+# The second is text, the others are tokens.
+_MEDIA = ("<|media_start|>", "image", "<|media_content|>", "<|media_pad|>", "<|media_end|>")
+
+
 @dataclass(frozen=True, slots=True)
-class Control:
-    """A special token, by name. A plain str beside it is text."""
-
-    name: str
+class _Image:
+    """An image among a message's content."""
 
 
-Segment = str | Control
+Item = str | _Image
 
-_MIDDLE = Control("<|im_middle|>")
-_END = Control("<|im_end|>")
-_IMAGE: tuple[Segment, ...] = (
-    Control("<|media_start|>"),
-    "image",
-    Control("<|media_content|>"),
-    Control("<|media_pad|>"),
-    Control("<|media_end|>"),
-)
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    role: str
+    content: Sequence[Item]
+    is_open: bool = False
+
 
 Message = Mapping[str, object]
 Tools = Sequence[Mapping[str, object]]
@@ -77,12 +79,23 @@ def render(
     `add_generation_prompt` then does nothing.
     """
     ids: list[int] = []
-    for segment in _join(_conversation(messages, add_generation_prompt, continue_final_message, keep_thoughts, tools)):
-        if isinstance(segment, Control):
-            ids.append(tokenizer.special_id(segment.name))
-        else:
-            ids += tokenizer.encode(segment)
+    for turn in _conversation(messages, add_generation_prompt, continue_final_message, keep_thoughts, tools):
+        ids.append(tokenizer.special_id(_ROLE_TOKENS[turn.role]))
+        ids += tokenizer.encode_known(turn.role)
+        ids.append(tokenizer.special_id(_MIDDLE))
+        for item in _join(turn.content):
+            if isinstance(item, _Image):
+                ids += _image_ids(tokenizer)
+            else:
+                ids += tokenizer.encode_known(item) if item == DEFAULT_SYSTEM else tokenizer.encode(item)
+        if not turn.is_open:
+            ids.append(tokenizer.special_id(_END))
     return ids
+
+
+def _image_ids(tokenizer: Tokenizer) -> list[int]:
+    start, name, *rest = _MEDIA
+    return [tokenizer.special_id(start), *tokenizer.encode_known(name), *map(tokenizer.special_id, rest)]
 
 
 def render_text(
@@ -94,8 +107,11 @@ def render_text(
     tools: Tools | None = None,
 ) -> str:
     """What `render` encodes, for showing. Do not encode it: control tokens and text look alike here."""
-    segments = _conversation(messages, add_generation_prompt, continue_final_message, keep_thoughts, tools)
-    return "".join(segment.name if isinstance(segment, Control) else segment for segment in segments)
+    text = ""
+    for turn in _conversation(messages, add_generation_prompt, continue_final_message, keep_thoughts, tools):
+        content = ("".join(_MEDIA) if isinstance(item, _Image) else item for item in turn.content)
+        text += "".join((_ROLE_TOKENS[turn.role], turn.role, _MIDDLE, *content, "" if turn.is_open else _END))
+    return text
 
 
 def count_images(messages: Sequence[Message]) -> int:
@@ -104,18 +120,13 @@ def count_images(messages: Sequence[Message]) -> int:
     return sum(isinstance(item, _Image) for items in contents for item in items)
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """An image among a message's content."""
-
-
 def _conversation(
     messages: Sequence[Message],
     add_generation_prompt: bool,
     continue_final: bool,
     keep_thoughts: bool,
     tools: Tools | None,
-) -> Iterator[Segment]:
+) -> Iterator[_Turn]:
     if not messages:
         raise ChatError("messages: is empty; expected at least one message")
     last = len(messages) - 1
@@ -123,24 +134,15 @@ def _conversation(
         raise ChatError(f"messages[{last}].role: continue_final_message needs 'assistant' as the last message")
     has_system = _role(messages[0], 0) == "system"
     if not has_system:
-        yield from _turn("system", [DEFAULT_SYSTEM])
+        yield _Turn("system", [DEFAULT_SYSTEM])
         yield from _tools_turn(tools)
     for index, message in enumerate(messages):
         is_open = continue_final and index == last
-        yield from _turn(_role(message, index), _message(message, index, keep_thoughts or is_open), is_open=is_open)
+        yield _Turn(_role(message, index), _message(message, index, keep_thoughts or is_open), is_open)
         if has_system and index == 0:
             yield from _tools_turn(tools)
     if add_generation_prompt and not continue_final:
-        yield from _turn("assistant", [], is_open=True)
-
-
-def _turn(role: str, content: Sequence[Segment], is_open: bool = False) -> Iterator[Segment]:
-    yield Control(_ROLE_TOKENS[role])
-    yield role
-    yield _MIDDLE
-    yield from content
-    if not is_open:
-        yield _END
+        yield _Turn("assistant", [], is_open=True)
 
 
 def _role(message: Message, index: int) -> str:
@@ -150,16 +152,16 @@ def _role(message: Message, index: int) -> str:
     return "system" if role == "developer" else role
 
 
-def _message(message: Message, index: int, keep_thoughts: bool) -> list[Segment]:
+def _message(message: Message, index: int, keep_thoughts: bool) -> list[Item]:
     items = _content(message, index)
     if message["role"] == "assistant":
         items = [_reasoning(message, index), *items] if keep_thoughts else _without_thoughts(items)
         calls = _tool_calls(message, index)
         items += ["\n", *calls] if calls and any(items) else calls
-    return [segment for item in items for segment in (_IMAGE if isinstance(item, _Image) else (item,))]
+    return items
 
 
-def _content(message: Message, index: int) -> list[str | _Image]:
+def _content(message: Message, index: int) -> list[Item]:
     content = message.get("content")
     if content is None:
         return []
@@ -171,7 +173,7 @@ def _content(message: Message, index: int) -> list[str | _Image]:
     return [_part(part, f"messages[{index}].content[{number}]") for number, part in enumerate(content)]
 
 
-def _part(part: object, where: str) -> str | _Image:
+def _part(part: object, where: str) -> Item:
     if not isinstance(part, Mapping):
         raise ChatError(f"{where}: {type(part).__name__} is not supported; expected an object with a type")
     kind = part.get("type")
@@ -186,11 +188,11 @@ def _part(part: object, where: str) -> str | _Image:
     raise ChatError(f"{where}.type: {kind!r:.40} is not supported; supported: {supported}")
 
 
-def _without_thoughts(items: list[str | _Image]) -> list[str | _Image]:
+def _without_thoughts(items: list[Item]) -> list[Item]:
     """Drop text up to and including the last CLOSE, which may span parts; images stay, as they are counted."""
     text = "".join(item for item in items if isinstance(item, str))
     dropped = text.rfind(CLOSE) + len(CLOSE) if CLOSE in text else 0
-    kept: list[str | _Image] = []
+    kept: list[Item] = []
     for item in items:
         if isinstance(item, str):
             item, dropped = item[dropped:], max(0, dropped - len(item))
@@ -232,11 +234,11 @@ def _arguments(arguments: object) -> object:
         return arguments
 
 
-def _tools_turn(tools: Tools | None) -> Iterator[Segment]:
+def _tools_turn(tools: Tools | None) -> Iterator[_Turn]:
     if not tools:
         return
     lines = [_json(_function(tool, f"tools[{number}]"), f"tools[{number}]") for number, tool in enumerate(tools)]
-    yield from _turn("system", [TOOLS_INTRODUCTION + "\n".join(lines)])
+    yield _Turn("system", [TOOLS_INTRODUCTION + "\n".join(lines)])
 
 
 def _function(holder: object, where: str) -> Mapping[str, object]:
@@ -253,16 +255,16 @@ def _json(value: object, where: str) -> str:
         raise ChatError(f"{where}: cannot be written as JSON: {error}") from error
 
 
-def _join(segments: Iterator[Segment]) -> Iterator[Segment]:
+def _join(items: Sequence[Item]) -> Iterator[Item]:
     """Join neighbouring text: byte pairs merge across the parts of a message."""
     text = ""
-    for segment in segments:
-        if isinstance(segment, str):
-            text += segment
+    for item in items:
+        if isinstance(item, str):
+            text += item
             continue
         if text:
             yield text
         text = ""
-        yield segment
+        yield item
     if text:
         yield text

@@ -68,6 +68,7 @@ class Tokenizer:
                 f"expected {base + 1} to {base + NUM_SPECIAL}"
             )
         self._skipped_ids = frozenset(self.special_tokens[name] for name in skipped if name in self.special_tokens)
+        self._known: dict[str, list[int]] = {}
         self._encoding = tiktoken.Encoding(
             "kimi", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
@@ -83,6 +84,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Encode text. `special=True` turns the names of special tokens into their ids: never for what a user wrote."""
+        if not special and len(text) <= RUN_CHARS:
+            return self._encoding.encode_ordinary(text)
         ids: list[int] = []
         for piece in _pieces(text):
             if special:
@@ -91,6 +94,13 @@ class Tokenizer:
                 ids += self._encoding.encode_ordinary(piece)
         if special:
             self._refuse_rowless(ids)
+        return ids
+
+    def encode_known(self, text: str) -> list[int]:
+        """Encode text that is one of a few, which are remembered for good: never what a user wrote."""
+        ids = self._known.get(text)
+        if ids is None:
+            ids = self._known[text] = self.encode(text)
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -115,7 +125,8 @@ class Tokenizer:
         token_id = self.special_tokens.get(name)
         if token_id is None:
             raise TokenizerError(f"special token {name!r} is not in this vocabulary")
-        self._refuse_rowless((token_id,))
+        if token_id >= self.vocab_size:
+            self._refuse_rowless((token_id,))
         return token_id
 
     def stop_token_ids(self) -> tuple[int, ...]:
