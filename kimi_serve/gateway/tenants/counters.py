@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import add
 from typing import Protocol
 
 from kimi_serve.gateway.cost import Cost
@@ -82,13 +83,11 @@ class _Account:
 
     def drain(self, limits: Limits, now: float) -> None:
         seconds = max(0.0, now - self.at)
-        one, two, three, four = (
-            drained(u, limit, seconds) for u, limit in zip(self.rates, limits.rates(), strict=True)
-        )
+        one, two, three, four = map(drained, self.rates, limits.rates(), (seconds,) * 4)
         self.rates, self.at = (one, two, three, four), now
 
     def add(self, cost: Cost) -> None:
-        one, two, three, four = (used + asked for used, asked in zip(self.rates, rates_of(cost), strict=True))
+        one, two, three, four = map(add, self.rates, rates_of(cost))
         self.rates = (one, two, three, four)
         self.running += 1
         self.bytes += cost.bytes
