@@ -57,7 +57,8 @@ which: which of two to four images. think: thought first, then the right answer.
 {confusions}"""
 
 PRACTICE = """\
-Then a new decoder learned to answer for {steps} steps in about {minutes} minutes, from what that tower saw in 24,000 pictures
+Then a new
+decoder learned to answer for {steps} steps in about {minutes} minutes, from what that tower saw in 24,000 pictures
 (`nano.practice`); the plot below is of that. """
 
 
