@@ -17,7 +17,6 @@ import io
 import json
 import os
 import random
-import socket
 import statistics
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from kimi_serve.launch.family import Family
+from kimi_serve.launch.up import free_port
 
 CHECKPOINT = Path(__file__).parents[1] / "kimi_serve" / "assets" / "kimi-vl-nano"
 SCREEN = (800, 600)  # 638 tokens: forty fit the checkpoint's context
@@ -153,12 +153,6 @@ async def fronts(session: aiohttp.ClientSession, folder: Path) -> AsyncIterator[
 
 async def _closed(server: asyncio.Server) -> None:
     server.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def measure(rounds: int, folder: Path) -> dict[str, object]:

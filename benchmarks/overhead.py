@@ -27,6 +27,7 @@ from benchmarks import report, soak, targets
 from benchmarks.targets import Target
 from benchmarks.wire import Found, StandIn, stand_in
 from benchmarks.workloads import Workload, stream, workloads
+from kimi_serve.launch.up import free_port
 
 ENGINE_CORE, GATEWAY_CORE = 0, 1
 STREAMS = 64
@@ -105,7 +106,7 @@ def compare(args: argparse.Namespace, header: dict[str, object]) -> list[dict[st
     ledger = Ledger(args.out, header)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engine = stack.enter_context(stand_in(folder, targets.free_port(), ENGINE_CORE))
+        engine = stack.enter_context(stand_in(folder, free_port(), ENGINE_CORE))
         found = list(_opened(stack, folder, engine, args))
         todo = turns(folder, args.seconds)
         with tqdm(total=args.rounds * len(todo) * len(found), unit="turn") as bar:

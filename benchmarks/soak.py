@@ -10,6 +10,7 @@ from tqdm import tqdm
 from benchmarks import targets
 from benchmarks.wire import stand_in
 from benchmarks.workloads import stream, workloads
+from kimi_serve.launch.up import free_port
 
 STEPS = 10
 CLIENTS = 16
@@ -20,7 +21,7 @@ def run(requests: int, engine_core: int, gateway_core: int) -> dict[str, object]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         with (
-            stand_in(folder, targets.free_port(), engine_core) as engine,
+            stand_in(folder, free_port(), engine_core) as engine,
             targets.ours(folder, engine.port, gateway_core) as gateway,
         ):
             text, picture, _ = workloads()

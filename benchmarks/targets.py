@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from kimi_serve.launch.up import free_port
 
 MODEL = "kimi-vl"
 CHECKPOINT = Path(__file__).parents[1] / "kimi_serve" / "assets" / "kimi-vl-nano"
@@ -100,12 +101,6 @@ def started(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(target: Target, child: subprocess.Popen[bytes], log: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import httpx
 import openai
 
 from kimi_serve.launch.family import Family
+from kimi_serve.launch.up import free_port
 
 NAME = "kimi-vl"
 CONTEXT = 8192
@@ -123,9 +123,3 @@ def fresh_http(url: str) -> httpx.Client:
 def command(name: str) -> str:
     """The executable of this very environment."""
     return str(Path(sys.executable).parent / name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,7 +11,8 @@ import pytest
 from openai import OpenAI
 
 from kimi_serve.launch.footprint import BUNDLED
-from tests.stack.served import command, free_port, fresh_http
+from kimi_serve.launch.up import free_port
+from tests.stack.served import command, fresh_http
 
 SAMPLES = Path(__file__).parents[1] / "nano"
 # Of the 40 samples. The card beside the weights has the scores of many more; this only sees that answers are no noise.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.served import Server, command, free_port
+from kimi_serve.launch.up import free_port
+from tests.stack.served import Server, command
 
 OURS = "kimi_serve.model.kimi_vl"
 

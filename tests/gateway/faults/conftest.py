@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kimi_serve.launch.up import free_port
 from kimi_serve.testing.dials import Dials
 from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.serving import in_thread
@@ -86,12 +87,6 @@ class Door:
     def _memory(self, name: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition(name)[2].split()[0]) << 10
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(is_true: Callable[[], object], seconds: float = SOON) -> None:
