@@ -14,11 +14,12 @@ from pathlib import Path
 
 from kimi_serve.errors import KernelError
 
-ABI = 1
+ABI = 2
 NAME = "_library"
 FOLDER = Path(__file__).resolve().parent
 LINEAR = struct.Struct("=12q")  # kimi_linear_call
 EXPERTS = struct.Struct("=19q")  # kimi_experts_call
+ROUTE = struct.Struct("=8q")  # kimi_route_call
 
 MEANINGS = {
     1: "the weights' format is not known, or this format needs float activations",
@@ -27,6 +28,7 @@ MEANINGS = {
     4: "an expert id is not smaller than the number of experts",
     5: "no memory for the workspace",
     6: "this CPU cannot run that path",
+    7: "a token goes to at least one expert and at most all of them; there are at most 1024",
 }
 
 
@@ -40,6 +42,9 @@ class Library:
 
     def experts(self, *fields: int) -> None:
         check(self.handle.kimi_experts(EXPERTS.pack(*fields)))
+
+    def route(self, *fields: int) -> None:
+        check(self.handle.kimi_route(ROUTE.pack(*fields)))
 
     def gate(self, gate: int, up: int, count: int) -> None:
         check(self.handle.kimi_gate(gate, up, count))
@@ -117,6 +122,7 @@ def open_library(path: Path) -> Library:
         )
     _declare(handle.kimi_linear, ctypes.c_int, ctypes.c_char_p)
     _declare(handle.kimi_experts, ctypes.c_int, ctypes.c_char_p)
+    _declare(handle.kimi_route, ctypes.c_int, ctypes.c_char_p)
     _declare(handle.kimi_gate, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     _declare(handle.kimi_read_seconds, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64)
     _declare(handle.kimi_threads, ctypes.c_int)

@@ -1,4 +1,4 @@
-"""torch operators over the library: kimi_serve::linear and kimi_serve::experts. Knows tensors; never a model.
+"""torch operators over the library: kimi_serve::linear, ::experts and ::route. Knows tensors; never a model.
 
 Weights are what a checkpoint holds: int32 (int4, eight a word), int8, or bfloat16. `exact` keeps activations in
 float32; else they become int8, a scale a token for int8 weights and a scale a token and group for int4 weights.
@@ -21,6 +21,7 @@ _definitions.define(
     "experts(Tensor x, Tensor ids, Tensor routing, Tensor gate_up, Tensor gate_up_scales, Tensor down, "
     "Tensor down_scales, int group, bool exact) -> Tensor"
 )
+_definitions.define("route(Tensor logits, Tensor? bias, int top_k, bool renormalize) -> (Tensor, Tensor)")
 
 
 def linear(x: Tensor, weight: Tensor, scales: Tensor, group: int, exact: bool) -> Tensor:
@@ -105,6 +106,29 @@ def experts(
     return out
 
 
+def route(logits: Tensor, bias: Tensor | None, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """Weights (tokens, top_k) float32 and ids int32 of the largest sigmoid(logits) + bias; a weight is its sigmoid.
+
+    logits (tokens, experts) and bias (experts,) are float32; `renormalize` makes a token's weights sum to one.
+    """
+    _check_scores(logits, bias)
+    logits = logits.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    tokens, count = logits.shape
+    weights, ids = logits.new_empty(tokens, top_k), logits.new_empty(tokens, top_k, dtype=torch.int32)
+    load().route(
+        tokens,
+        count,
+        top_k,
+        renormalize,
+        logits.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        weights.data_ptr(),
+        ids.data_ptr(),
+    )
+    return weights, ids
+
+
 def _fake_linear(x: Tensor, weight: Tensor, scales: Tensor, group: int, exact: bool) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -113,10 +137,17 @@ def _fake_experts(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _fake_route(logits: Tensor, bias: Tensor | None, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    tokens = logits.shape[0]
+    return logits.new_empty(tokens, top_k), logits.new_empty(tokens, top_k, dtype=torch.int32)
+
+
 _definitions.impl("linear", linear, "CPU")
 _definitions.impl("experts", experts, "CPU")
+_definitions.impl("route", route, "CPU")
 torch.library.register_fake("kimi_serve::linear", _fake_linear, lib=_definitions)
 torch.library.register_fake("kimi_serve::experts", _fake_experts, lib=_definitions)
+torch.library.register_fake("kimi_serve::route", _fake_route, lib=_definitions)
 
 
 def _format(weight: Tensor) -> int:
@@ -147,6 +178,17 @@ def _check_choices(x: Tensor, ids: Tensor, routing: Tensor) -> None:
         )
     if ids.dtype not in (torch.int32, torch.int64):
         raise KernelError(f"kernels: ids are {ids.dtype}; expected int32 or int64")
+
+
+def _check_scores(logits: Tensor, bias: Tensor | None) -> None:
+    if logits.ndim != 2 or logits.dtype != torch.float32:
+        raise KernelError(
+            f"kernels: logits are {tuple(logits.shape)} of {logits.dtype}; expected (tokens, experts) float32"
+        )
+    if bias is not None and (bias.shape != logits.shape[1:] or bias.dtype != torch.float32):
+        raise KernelError(
+            f"kernels: bias is {tuple(bias.shape)} of {bias.dtype}; expected {tuple(logits.shape[1:])} float32"
+        )
 
 
 def _check_scales(name: str, weight: Tensor, scales: Tensor, group: int, columns: int) -> None:

@@ -12,6 +12,7 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import sequence_parallel_chunk
 
 from kimi_serve.inputs.config import TextConfig
+from kimi_serve.model.cpu_routing import KernelRouting, uses_our_kernels
 from kimi_serve.model.local_experts import LocalRouting, needs_local_ids
 
 
@@ -89,11 +90,12 @@ class SparseMLP(nn.Module):
             reduce_results=False,  # vLLM's MoE runner adds and reduces once
             replicate=self.sequence_parallel,
         )
-        routing = (
-            LocalRouting(self.gate.e_score_correction_bias, lambda: self.experts.expert_map)
-            if needs_local_ids(parallel, quant)
-            else None
-        )
+        bias = self.gate.e_score_correction_bias
+        routing: LocalRouting | KernelRouting | None = None
+        if needs_local_ids(parallel, quant):
+            routing = LocalRouting(bias, lambda: self.experts.expert_map)
+        elif uses_our_kernels(quant):
+            routing = KernelRouting(bias)
         self.experts = FusedMoEFactory(
             shared_experts=self.shared_experts,
             gate=self.gate,
@@ -112,7 +114,7 @@ class SparseMLP(nn.Module):
             routed_scaling_factor=text.routed_scaling_factor,
             # AITER's kernels scale the weights themselves; elsewhere the runner scales the routed sum.
             apply_routed_scale_to_output=not rocm_aiter_ops.is_fused_moe_enabled(),
-            e_score_correction_bias=self.gate.e_score_correction_bias,
+            e_score_correction_bias=bias,
             enable_eplb=parallel.enable_eplb,
             num_redundant_experts=parallel.eplb_config.num_redundant_experts,
             is_sequence_parallel=self.sequence_parallel,

@@ -152,6 +152,20 @@ void experts() {
         tokens, hidden, form.dtype);
 }
 
+void route() {
+    const int64_t tokens = draw(0, 40), experts = draw(1, 80), top_k = draw(1, experts < 8 ? experts : 8);
+    std::vector<float> logits(static_cast<size_t>(tokens * experts)), bias(static_cast<size_t>(experts));
+    for (auto& value : logits) value = draw(0, 200) == 0 ? NAN : 4 * normal();
+    for (auto& value : bias) value = normal();
+    std::vector<float> weights(static_cast<size_t>(tokens * top_k));
+    std::vector<int32_t> ids(static_cast<size_t>(tokens * top_k), -1);
+    const kimi_route_call call = {tokens,        experts,        top_k,          draw(0, 1),
+                                  logits.data(), draw(0, 1) ? bias.data() : nullptr, weights.data(), ids.data()};
+    if (kimi_route(&call) != KIMI_OK) std::exit(1);
+    for (const int32_t id : ids)
+        if (id < 0 || id >= experts) std::exit(1);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -159,6 +173,7 @@ int main(int, char** arguments) {
     for (int i = 0; i < calls; ++i) {
         linear();
         experts();
+        route();
     }
     int usable = 0;
     for (int path = 0; path < kimi_path_count(); ++path) usable += kimi_path_usable(path);

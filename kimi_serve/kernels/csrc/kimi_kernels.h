@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-enum { KIMI_ABI = 1 };
+enum { KIMI_ABI = 2 };
 enum kimi_format { KIMI_INT4 = 0, KIMI_INT8 = 1, KIMI_BF16 = 2 };
 enum kimi_dtype { KIMI_FLOAT32 = 0, KIMI_BFLOAT16 = 1 };
 enum kimi_status {
@@ -25,6 +25,7 @@ enum kimi_status {
     KIMI_BAD_EXPERT = 4,
     KIMI_NO_MEMORY = 5,
     KIMI_NO_PATH = 6,
+    KIMI_BAD_ROUTE = 7,
 };
 
 struct kimi_linear_call {
@@ -52,9 +53,20 @@ struct kimi_experts_call {
     void* out; // (tokens, hidden) of dtype
 };
 
+// weights[t][k], ids[t][k]: the top_k largest of sigmoid(logits[t]) + bias, each with its sigmoid.
+struct kimi_route_call {
+    int64_t tokens, experts, top_k;
+    int64_t renormalize;  // 1: weights of a token sum to one
+    const float* logits;  // (tokens, experts)
+    const float* bias;    // (experts,) or null
+    float* weights;       // (tokens, top_k)
+    int32_t* ids;         // (tokens, top_k)
+};
+
 KIMI_API int kimi_abi(void);
 KIMI_API int kimi_linear(const struct kimi_linear_call* call);
 KIMI_API int kimi_experts(const struct kimi_experts_call* call);
+KIMI_API int kimi_route(const struct kimi_route_call* call);
 // gate[i] = silu(gate[i]) * up[i]
 KIMI_API int kimi_gate(float* gate, const float* up, int64_t count);
 
