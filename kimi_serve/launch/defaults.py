@@ -27,6 +27,15 @@ SMALL_MACHINE_CPUS = 4
 # bfloat16 has no instructions, float32 reads prompts and answers twice as fast; a large model has no room for it.
 SMALL_MODEL = sizes.GIB
 
+# vLLM's engine process waits for its worker in a loop that never sleeps, and so takes a core from the threads that
+# compute, where there is none to spare. With this variable the two are one process; the API server stays another.
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+# Threads wait awake for so many milliseconds after a product: through a step, but not while the API server works.
+AWAKE = {"KMP_BLOCKTIME": "5"}
+# torch's own switch: weights lie in pages of 2 MB where the kernel grants them, and streaming them misses fewer.
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+JOINED = ("LD_PRELOAD", "PYTHONPATH")  # lists, to which what a person set is added
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -112,6 +121,7 @@ def _cpu_flags(
     )
     chosen["--max-model-len"] = str(fitted.model_len)
     chosen["--max-num-batched-tokens"] = str(fitted.step_tokens)
+    chosen["--skip-mm-profiling"] = ""  # a minute of the largest picture, to measure memory whose share is set here
     if not cache_is_set:
         chosen["--kv-cache-memory-bytes"] = str(fitted.cache)
     if fitted.model_len < footprint.max_positions and "--max-model-len" not in said:
@@ -139,14 +149,17 @@ def _wanted(said: dict[str, str], cache_is_set: bool) -> sizes.Wanted:
 
 
 def _cpu_environment(said: dict[str, str], environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
-    environment = _preload(environ, machine)
+    environment = _preload(environ, machine) | HUGE_PAGES
     if "VLLM_MLA_DISABLE" not in environ and _attention(environ, machine) == "expanded":
         environment["VLLM_MLA_DISABLE"] = "1"
     if not machine.knows_vllm:
         environment["PYTHONPATH"] = ":".join([str(VLLM_NAME), *filter(None, [environ.get("PYTHONPATH")])])
-    if "VLLM_CPU_OMP_THREADS_BIND" not in environ and (binding := _binding(said, machine)):
+    binding = environ.get("VLLM_CPU_OMP_THREADS_BIND") or _binding(said, machine)
+    if binding:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = binding
-    return environment
+    if binding == "nobind" and _ranks(said) == 1 and "--distributed-executor-backend" not in said:
+        environment |= ONE_PROCESS | AWAKE
+    return {key: value for key, value in environment.items() if key not in environ or key in JOINED}
 
 
 def _preload(environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
@@ -167,7 +180,7 @@ def _binding(said: dict[str, str], machine: Machine) -> str | None:
 
     That leaves a small machine without a thread, and refuses more ranks than NUMA nodes.
     """
-    ranks = (flags.number(said, "--tensor-parallel-size") or 1) * (flags.number(said, "--pipeline-parallel-size") or 1)
+    ranks = _ranks(said)
     if ranks == 1:
         return "nobind" if len(machine.cpus) <= SMALL_MACHINE_CPUS else None
     if ranks <= machine.numa_nodes:
@@ -176,6 +189,10 @@ def _binding(said: dict[str, str], machine: Machine) -> str | None:
     if share == 0:
         return "nobind"
     return "|".join(",".join(map(str, machine.cpus[rank * share : (rank + 1) * share])) for rank in range(ranks))
+
+
+def _ranks(said: dict[str, str]) -> int:
+    return (flags.number(said, "--tensor-parallel-size") or 1) * (flags.number(said, "--pipeline-parallel-size") or 1)
 
 
 def _gpu_flags(machine: Machine, footprint: Footprint | None) -> tuple[dict[str, str], list[str]]:

@@ -173,6 +173,36 @@ def test_a_persons_thread_binding_stays() -> None:
     assert "VLLM_CPU_OMP_THREADS_BIND" not in made.environment
 
 
+@pytest.mark.parametrize(
+    ("cpus", "arguments", "environ", "expected"),
+    [
+        (2, (), {}, "0"),
+        (8, (), {}, None),  # vLLM binds threads there, which its one-process executor cannot, and leaves a core free
+        (2, ("-tp", "2"), {}, None),
+        (1, ("-tp", "2"), {}, None),
+        (2, ("--distributed-executor-backend", "mp"), {}, None),
+        (2, (), {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, None),
+        (2, (), {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}, None),
+        (8, (), {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, "0"),
+    ],
+)
+def test_on_few_cores_no_process_waits_awake_for_another(
+    cpus: int, arguments: tuple[str, ...], environ: dict[str, str], expected: str | None
+) -> None:
+    made = plan(machine(cpus=tuple(range(cpus)), cores=cpus), SMALL, *arguments, environ=environ)
+    assert made.environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") == expected
+
+
+def test_on_cpus_weights_ask_for_large_pages_unless_a_person_says_otherwise() -> None:
+    assert plan(machine()).environment["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert "THP_MEM_ALLOC_ENABLE" not in plan(machine(), environ={"THP_MEM_ALLOC_ENABLE": "0"}).environment
+
+
+def test_the_largest_picture_is_not_computed_to_size_a_cache_whose_size_is_set() -> None:
+    assert "--skip-mm-profiling" in plan(machine()).argv
+    assert "--skip-mm-profiling" not in plan(machine(), None).argv
+
+
 def test_without_a_compiler_nothing_is_compiled_and_that_is_said() -> None:
     made = plan(machine(compiler=False, memory_available=64 << 30), LARGE)
     assert "--enforce-eager" in made.argv
