@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import signal
 import statistics
 import subprocess
@@ -95,7 +96,9 @@ class Machine:
 
     @classmethod
     def now(cls) -> Machine:
-        data, square = torch.zeros(READ_BYTES // 8, dtype=torch.int64), torch.randn(SQUARE, SQUARE)
+        pages, square = mmap.mmap(-1, READ_BYTES), torch.randn(SQUARE, SQUARE)
+        pages.madvise(mmap.MADV_HUGEPAGE)  # what the engine's weights lie in: small pages read slower
+        data = torch.frombuffer(pages, dtype=torch.int64).fill_(1)
         read = min(library.load().read_seconds(data.data_ptr(), READ_BYTES) for _ in range(8))
         return cls(READ_BYTES / read, SQUARE**3 / min(_seconds(lambda: square @ square) for _ in range(20)))
 
