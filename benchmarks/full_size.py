@@ -38,7 +38,7 @@ from benchmarks.served_engine import Decoded, Engine, decode_prompts
 from benchmarks.token_cost import Cost, Routing
 from kimi_serve.kernels import library
 
-BATCHES = {1: 24, 8: 16, 16: 12}  # sequences: tokens of each
+BATCHES = {1: 16, 8: 10, 16: 8}  # sequences: tokens of each
 PREFILL = 2048
 READ_BYTES = 1 << 29
 SQUARE = 512  # of the float32 matrix product that measures arithmetic
@@ -187,7 +187,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine-flag", action="append", default=[], help="passed to kimi-serve engine; repeatable")
     parser.add_argument("--llama", type=Path, help="the environment that benchmarks/llama.sh made")
     parser.add_argument("--only-llama", action="store_true", help="leave our engine out")
-    parser.add_argument("--llama-prefill", type=int, default=512, help="llama.cpp's prompt: shorter is faster a token")
+    parser.add_argument(
+        "--llama-prefill", type=int, default=256, help="llama.cpp's prompt: a shorter one is faster a token"
+    )
     parser.add_argument("--out", type=Path, help="one JSON line a row")
     return parser.parse_args()
 
