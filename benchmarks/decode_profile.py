@@ -47,6 +47,7 @@ def profile(checkpoint: Path, folder: Path, batch: int, flags: Sequence[str]) ->
     }
     before = set(folder.glob("*.trace.json.gz"))
     with Engine(checkpoint, ["--profiler-config", json.dumps(config), *flags], folder / "engine.log") as engine:
+        print(f"ready in {engine.ready_s:.0f} s, {engine.loading_s} s of them reading weights")
         engine.decode(-1, batch, 4)
         engine.post("/start_profile")
         engine.decode(0, batch, TOKENS)
