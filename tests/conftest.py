@@ -14,13 +14,6 @@ settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Workers share the processors: threads that spin for their turn at a barrier make an engine take twice as long."""
-    if session := getattr(config, "workerinput", None):
-        share = max(1, len(os.sched_getaffinity(0)) // session["workercount"])
-        os.environ.setdefault("OMP_NUM_THREADS", str(share))
-
-
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
     """vLLM changes its process's environment, LD_PRELOAD among it, which compilers of later tests would inherit."""

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-KEPT_REQUESTS: Final = 16
+KEPT_REQUESTS: Final = 64
 KEPT_ABORTS: Final = 1024
 KEPT_BYTES: Final = 64 << 20  # over all kept bodies; the last one is kept whatever its size
 

@@ -30,17 +30,15 @@ class Configuration:
 
     @property
     def environment(self) -> dict[str, str]:
-        values = {
+        return {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_process else "1",
             "VLLM_MLA_DISABLE": "1" if self.expanded else "0",
             "VLLM_CPU_INT4_W4A8": "0" if self.exact else "1",
-            # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes; bound to the same
-            # processors, engines of two tests would wait for each other.
+            # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes. One thread: engines
+            # of two tests share the processors, and threads that spin at a barrier would take twice the time.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
         }
-        if not self.in_process:
-            values["OMP_NUM_THREADS"] = "1"
-        return values
 
 
 _CHUNKED = {

@@ -341,7 +341,7 @@ def test_a_url_says_all_that_a_client_needs(redis: Server) -> None:
 
 
 def test_rediss_is_tls_with_a_certificate_that_is_checked(
-    shared_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed: no certificate can be made")
