@@ -73,7 +73,9 @@ def test_stopped_by_ctrl_c_the_same_command_goes_on_to_the_same_bytes(tiny: Path
         command.run(options)
     assert not target.exists()
     assert content(tiny) == before
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "target.partial").glob("model-*.safetensors")}
+    finished = {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / "target.partial").glob("model-*.safetensors")
+    }
     command.run(options)
     assert content(target) == content(tmp_path / "whole")
     assert content(tiny) == before
