@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing as mp
 import os
 import pickle
@@ -31,7 +30,7 @@ from nano.learning import examine, practise
 from nano.optimizers import Optimizers
 from nano.pictures import Picture
 from nano.questions import Turn
-from nano.train import WARM_STEPS, Run
+from nano.train import Run, share_of_rate
 from tests.oracle.kimi_vl import normalise
 
 AT_ONCE = 64  # pictures of one grid that the tower sees together
@@ -189,9 +188,7 @@ def rehearse(run: Run, collection: Collection, args: argparse.Namespace) -> None
     due = {"save": time.time() + SAVE_EVERY, "examine": time.time() + EXAMINE_EVERY}
     bar = tqdm(total=round(seconds), unit="s")
     while (elapsed := time.time() - begun) < seconds:
-        warm = min(1, (run.step - first + 1) / WARM_STEPS)
-        cosine = 0.5 * (1 + math.cos(math.pi * elapsed / seconds))
-        optimizer.set_rate(args.rate * warm * (args.final + (1 - args.final) * cosine))
+        optimizer.set_rate(args.rate * share_of_rate(elapsed / seconds, run.step - first, args.final))
         batch = queue.get()
         rows = torch.cat([collection.rows[number] for number in batch.seen]).float() if batch.seen else None
         run.note(practise(run.model, optimizer, batch, rows))

@@ -142,9 +142,7 @@ def train(args: argparse.Namespace) -> None:
     queue, worker = _start_feeding(args, run)
     bar = tqdm(total=round(seconds), unit="s")
     while (elapsed := time.time() - run.begun) < seconds:
-        cosine = 0.5 * (1 + math.cos(math.pi * elapsed / seconds))
-        warm = min(1, (run.step - first_step + 1) / WARM_STEPS)
-        run.optimizer.set_rate(args.rate * warm * (args.final + (1 - args.final) * cosine))
+        run.optimizer.set_rate(args.rate * share_of_rate(elapsed / seconds, run.step - first_step, args.final))
         run.note(learn(run.model, run.heads, run.optimizer, queue.get()))
         run.step += 1
         bar.n = round(elapsed)
@@ -158,6 +156,12 @@ def train(args: argparse.Namespace) -> None:
     run.save()
     run.write_log(args.minutes, examine(run.model, examination))
     worker.terminate()
+
+
+def share_of_rate(finished: float, steps: int, final: float) -> float:
+    """Of the highest learning rate: up over the first steps, then down to `final` by a cosine of the finished share."""
+    cosine = 0.5 * (1 + math.cos(math.pi * finished))
+    return min(1, (steps + 1) / WARM_STEPS) * (final + (1 - final) * cosine)
 
 
 def _short(figures: dict[str, float]) -> dict[str, str]:
