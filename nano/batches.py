@@ -11,9 +11,9 @@ import numpy as np
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import questions
 from nano.fonts import HELD_OUT, TRAINING, find
-from nano.labels import label, patchify
+from nano.labels import PATCH, TOKEN, label, patchify
 from nano.pictures import Picture, Style
-from nano.questions import Turn
+from nano.questions import Place, Turn
 from nano.scenes import page_scene, shape_scene, simple_scene, text_scene
 
 SIDES = (3, 4, 5, 6)  # tokens of 28 pixels
@@ -40,6 +40,8 @@ LESSONS = (
     Lesson(0.70, 0.10, 0.04, (0.40, 0.30, 0.02, 0.28, 0, 0)),
     Lesson(1.0, 0.05, 0.03, (0.15, 0.28, 0.03, 0.30, 0.14, 0.10)),
 )
+# Nothing but seeing: for a tower whose decoder is trained apart, by nano.practice.
+SEEING = (Lesson(1.0, 1.0, 0, (1, 0, 0, 0, 0, 0)),)
 
 
 @dataclass(slots=True)
@@ -52,14 +54,35 @@ class Batch:
     labels: dict[str, np.ndarray]  # (pictures, tokens, ...)
     ids: np.ndarray  # (conversations, length)
     targets: np.ndarray  # (conversations, length): the next token where it belongs to an answer
-    answers: np.ndarray  # (conversations, length): number of the answer that the target belongs to, or -1
+    answers: np.ndarray  # (conversations, length): number of the answer that the target belongs to, or below 0
     tasks: list[str]  # of every answer
+    images: np.ndarray  # (conversations, length): which of the conversation's pictures a token is of, or below 0
+    looks: np.ndarray  # (conversations, length): the picture's token that the next token is read off, or below 0
+    values: np.ndarray  # (conversations, length, 3): x, y and count that an answer says, NaN in all other places
     kind: str = ""  # one of KINDS
     seen: list[int] = field(default_factory=list)  # in place of patches: numbers of pictures that were seen before
 
 
 def style(held_out: bool) -> Style:
     return Style(tuple(find(HELD_OUT if held_out else TRAINING)), held_out)
+
+
+@dataclass(slots=True)
+class Written:
+    """A conversation as tokens, and about every token what is known."""
+
+    ids: list[int] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)  # number of the answer that it belongs to, or -1
+    looks: list[Place | None] = field(default_factory=list)
+    values: list[tuple[float, ...]] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)  # of the answers
+
+    def add(self, ids: list[int]) -> None:
+        """Tokens of no answer."""
+        self.ids += ids
+        self.marks += [-1] * len(ids)
+        self.looks += [None] * len(ids)
+        self.values += [()] * len(ids)
 
 
 class Writer:
@@ -82,32 +105,30 @@ class Writer:
             )
         }
 
-    def write(
-        self, system: str, turns: list[Turn], images: int, tokens: int, think: bool
-    ) -> tuple[list[int], list[int], list[str]]:
-        """Ids, and for every id the number of its answer or -1, and the answers' tasks."""
+    def write(self, system: str, turns: list[Turn], images: int, tokens: int, think: bool) -> Written:
         s, encode = self.special, self.tokenizer.encode
-        ids = [s["im_system"], *encode("system"), s["im_middle"], *encode(system), s["im_end"]]
+        written = Written()
+        written.add([s["im_system"], *encode("system"), s["im_middle"], *encode(system), s["im_end"]])
         picture = [s["media_start"], *encode("image"), s["media_content"], *[s["media_pad"]] * tokens, s["media_end"]]
-        marks, tasks = [-1] * len(ids), []
         for number, turn in enumerate(turns):
-            ask = [
-                s["im_user"],
-                *encode("user"),
-                s["im_middle"],
-                *(picture * images if number == 0 else ()),
-                *encode(turn.question),
-                s["im_end"],
-                s["im_assistant"],
-                *encode("assistant"),
-                s["im_middle"],
-            ]
-            said = f"◁think▷{turn.thought}◁/think▷{turn.answer}" if think else turn.answer
-            answer = [*encode(said), s["im_end"]]
-            ids += ask + answer
-            marks += [-1] * len(ask) + [number] * len(answer)
-            tasks.append("think" if think else turn.task)
-        return ids, marks, tasks
+            written.add([s["im_user"], *encode("user"), s["im_middle"]])
+            written.add(picture * images if number == 0 else [])
+            written.add([*encode(turn.question), s["im_end"], s["im_assistant"], *encode("assistant"), s["im_middle"]])
+            self._answer(written, number, turn, think)
+        return written
+
+    def _answer(self, written: Written, number: int, turn: Turn, think: bool) -> None:
+        said = f"◁think▷{turn.thought}◁/think▷{turn.answer}" if think else turn.answer
+        ids = self.tokenizer.encode(said)
+        sizes = [len(self.tokenizer.decode([token])) for token in ids]
+        starts = [sum(sizes[:k]) - (len(said) - len(turn.answer)) for k in range(len(ids))]  # in the answer proper
+        many = len(turn.looks) > 1
+        looks = [turn.looks[s] if many and 0 <= s < len(turn.looks) else None for s in starts]
+        written.ids += [*ids, self.special["im_end"]]
+        written.marks += [number] * (len(ids) + 1)
+        written.looks += [*(looks if many or not turn.looks else [turn.looks[0]] * len(ids)), None]
+        written.values += [*([turn.values] * len(ids)), ()]
+        written.tasks.append("think" if think else turn.task)
 
 
 class Source:
@@ -169,7 +190,7 @@ class Source:
         """Crowded pictures and no conversation, for training the tower alone."""
         rows, columns = int(self.rng.choice(SIDES[:3])), int(self.rng.choice(SIDES))
         pictures = [self.picture(rows, columns, self.crowded()) for _ in range(CROWD)]
-        return self._pack(rows * 2, columns * 2, pictures, [([0], [-1], [])])
+        return self._pack(rows * 2, columns * 2, pictures, [Written([0], [-1], [None], [()])])
 
     def crowded(self) -> str:
         return str(self.rng.choice(("page", "text", "shapes"), p=(0.6, 0.1, 0.3)))
@@ -182,7 +203,10 @@ class Source:
         targets = np.full_like(ids, IGNORED)
         targets[:, length - 1 : -1] = half
         answers = np.where(targets >= 0, np.arange(count)[:, None], -1)
-        return Batch(2, 2, np.zeros((0, 4, 3, 14, 14), np.uint8), {}, ids, targets, answers, ["copy"] * count)
+        none = np.full_like(ids, IGNORED)
+        values = np.full((*ids.shape, 3), np.nan, np.float32)
+        patches = np.zeros((0, 4, 3, PATCH, PATCH), np.uint8)
+        return Batch(2, 2, patches, {}, ids, targets, answers, ["copy"] * count, none, none, values)
 
     def _conversation(self, kind: str, rows: int, columns: int) -> tuple[list[Picture], list[Turn]]:
         if kind == "words":
@@ -199,33 +223,42 @@ class Source:
         turns = questions.about(picture, self.rng)
         return [t for t in turns if t.task in NAMING] if kind == "simple" else turns
 
-    def _pack(
-        self, rows: int, columns: int, pictures: list[Picture], written: list[tuple[list[int], list[int], list[str]]]
-    ) -> Batch:
-        length = max(len(ids) for ids, _, _ in written)
+    def _pack(self, rows: int, columns: int, pictures: list[Picture], written: list[Written]) -> Batch:
+        length = max(len(w.ids) for w in written)
         ids = np.zeros((len(written), length), np.int64)
-        targets = np.full((len(written), length), IGNORED, np.int64)
-        answers = np.full((len(written), length), -1, np.int64)
+        targets, answers, images, looks = (np.full((len(written), length), IGNORED, np.int64) for _ in range(4))
+        values = np.full((len(written), length, 3), np.nan, np.float32)
         tasks: list[str] = []
-        for row, (mine, marks, kinds) in enumerate(written):
-            ids[row, : len(mine)] = mine
-            for k in range(len(mine) - 1):
-                if marks[k + 1] >= 0:
-                    targets[row, k] = mine[k + 1]
-                    answers[row, k] = len(tasks) + marks[k + 1]
-            tasks += kinds
+        tokens = rows * columns // 4
+        for row, w in enumerate(written):
+            ids[row, : len(w.ids)] = w.ids
+            pads = np.flatnonzero(ids[row] == self.writer.special["media_pad"])
+            images[row, pads] = np.arange(len(pads)) // tokens
+            for k in range(len(w.ids) - 1):
+                if w.marks[k + 1] < 0:
+                    continue
+                targets[row, k] = w.ids[k + 1]
+                answers[row, k] = len(tasks) + w.marks[k + 1]
+                if (place := w.looks[k + 1]) is not None:
+                    cell = int(place[2]) // TOKEN * (columns // 2) + int(place[1]) // TOKEN
+                    looks[row, k] = pads[place[0] * tokens + cell]
+                said = w.values[k + 1]
+                values[row, k, slice(2, 3) if len(said) == 1 else slice(len(said))] = said
+            tasks += w.tasks
+        none = np.zeros((0, rows * columns, 3, PATCH, PATCH), np.uint8)
         marked = [label(p, rows // 2, columns // 2) for p in pictures]
         return Batch(
             rows,
             columns,
-            np.stack([patchify(p.pixels) for p in pictures])
-            if pictures
-            else np.zeros((0, rows * columns, 3, 14, 14), np.uint8),
+            np.stack([patchify(p.pixels) for p in pictures]) if pictures else none,
             {name: np.stack([m[name] for m in marked]) for name in marked[0]} if marked else {},
             ids,
             targets,
             answers,
             tasks,
+            images,
+            looks,
+            values,
         )
 
 

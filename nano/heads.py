@@ -57,7 +57,7 @@ class DenseHeads(nn.Module):
             losses["place"] = F.cross_entropy(place.flatten(0, 1), labels["place"].flatten(), ignore_index=NOTHING)
         if seen.any():
             losses["colour"] = F.cross_entropy(x[seen] @ name["colour"].T, labels["colour"][seen])
-            losses["spot"] = 30 * ((self.spot(x[seen]) - labels["spot"][seen]) ** 2).mean()
+            losses["spot"] = 100 * ((self.spot(x[seen]) - labels["spot"][seen]) ** 2).mean()
         there = labels["character"] > 0
         right = (character.argmax(-1) == labels["character"])[there]
         stats = {k: float(v.detach()) for k, v in losses.items()}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nano.batches import Batch
+from nano.guides import Guides
 from nano.heads import DenseHeads
 from nano.optimizers import Optimizers
 from tests.oracle.decoder import Moe
@@ -22,7 +23,7 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
         stats["seeing"] = float(seeing.detach())
         loss = seeing
     if batch.tasks:
-        answers, correct, _ = answer_loss(model, batch, rows)
+        answers, correct, _ = answer_loss(model, batch, model.hidden(torch.from_numpy(batch.ids), rows))
         loss = answers + 0.3 * loss
         name = "copying" if batch.tasks[0] == "copy" else "answers"
         stats |= {name: float(answers.detach()), f"{name}_right": float(correct.float().mean())}
@@ -34,15 +35,19 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
     return stats
 
 
-def practise(model: KimiVl, optimizer: Optimizers, batch: Batch, rows: Tensor | None) -> dict[str, float]:
+def practise(
+    model: KimiVl, guides: Guides, optimizer: Optimizers, batch: Batch, rows: Tensor | None
+) -> dict[str, float]:
     """A step of the decoder alone, on rows (tokens of all pictures, hidden) that the tower saw before."""
-    loss, correct, _ = answer_loss(model, batch, rows)
+    hidden, inputs = guides.hidden(model, torch.from_numpy(batch.ids), rows)
+    loss, correct, _ = answer_loss(model, batch, hidden)
+    guided, stats = guides.loss(model, batch, inputs)
     optimizer.zero_grad()
-    loss.backward()
+    (loss + guided).backward()
     nn.utils.clip_grad_norm_(optimizer.parameters(), 1.0)
     optimizer.step()
     name = "copying" if batch.tasks[0] == "copy" else f"answers_{batch.kind}"
-    return {
+    return stats | {
         name: float(loss.detach()),
         f"{name}_right": float(correct.float().mean()),
         "busiest_expert": max(balance(model)),
@@ -56,9 +61,8 @@ def see(model: KimiVl, batch: Batch) -> Tensor | None:
     return model.see(normalise(torch.from_numpy(batch.patches)), batch.rows, batch.columns).flatten(0, 1)
 
 
-def answer_loss(model: KimiVl, batch: Batch, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def answer_loss(model: KimiVl, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss over answer tokens; which predictions are right; which answer each belongs to."""
-    hidden = model.hidden(torch.from_numpy(batch.ids), rows)
     targets = torch.from_numpy(batch.targets)
     where = targets >= 0
     logits = model.logits(hidden[where])
@@ -75,7 +79,7 @@ def examine(model: KimiVl, batches: list[Batch]) -> dict[str, float]:
     right: dict[str, list[bool]] = {}
     for batch in batches:
         rows = see(model, batch)
-        _, correct, answers = answer_loss(model, batch, rows)
+        _, correct, answers = answer_loss(model, batch, model.hidden(torch.from_numpy(batch.ids), rows))
         for number, task in enumerate(batch.tasks):
             right.setdefault(task, []).append(bool(correct[answers == number].all()))
     return {task: round(sum(v) / len(v), 3) for task, v in right.items()}

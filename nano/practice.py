@@ -7,7 +7,6 @@ nothing, and asks eight times as many questions in the same time. `nano.train` o
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing as mp
 import os
 import pickle
@@ -19,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import questions
-from nano.batches import KINDS, SIDES, Batch, Source, held_out
+from nano.batches import KINDS, SIDES, Batch, Source, Written, held_out
+from nano.guides import Guides
 from nano.labels import patchify
 from nano.learning import examine, practise
 from nano.optimizers import Optimizers
@@ -42,6 +42,7 @@ MIXES = (
     (0.15, 0.30, (0.40, 0.10, 0, 0.10, 0, 0.40)),
     (1.00, 0.03, (0.10, 0.25, 0, 0.33, 0.15, 0.17)),
 )
+SHOWN = ("answers_text", "answers_shapes", "answers_which", "looking_right", "order", "saying")
 Grid = tuple[int, int]
 
 
@@ -95,9 +96,7 @@ class Seen(Source):
         # Anything can be counted: more rounds of that would leave room for nothing else.
         return rounds[0] + [turn for turns in rounds[1:] for turn in turns if turn.task != "count"]
 
-    def _pack(
-        self, rows: int, columns: int, pictures: list[Picture], written: list[tuple[list[int], list[int], list[str]]]
-    ) -> Batch:
+    def _pack(self, rows: int, columns: int, pictures: list[Picture], written: list[Written]) -> Batch:
         batch = super()._pack(rows, columns, [], written)
         batch.seen = [self._number[id(picture)] for picture in pictures]
         return batch
@@ -170,39 +169,55 @@ def main() -> None:
     rehearse(run, collection, args)
 
 
+class Practice:
+    """The decoder's optimizer and teachers, and the file that keeps them beside the run's own state."""
+
+    def __init__(self, run: Run, rate: float) -> None:
+        self.run, self.file, self.begun = run, run.folder / "practice.pt", time.time()
+        self.guides = Guides(run.model.language_model.model.embed_tokens.weight.shape[1])
+        self.optimizer = Optimizers(nn.ModuleList([run.model.language_model, self.guides]), rate)
+        self.first = run.step
+        if self.file.exists():
+            state = torch.load(self.file, weights_only=True)
+            self.begun, self.first = state["begun"], state["first"]
+            self.guides.load_state_dict(state["guides"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def save(self) -> None:
+        """Atomically each; the run's last, so that a stop between them repeats two minutes and loses none."""
+        partial = self.file.with_suffix(".partial")
+        own = {"guides": self.guides.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(own | {"begun": self.begun, "first": self.first}, partial)
+        partial.replace(self.file)
+        self.run.save()
+
+
 def rehearse(run: Run, collection: Collection, args: argparse.Namespace) -> None:
-    decoder = run.model.language_model
-    optimizer = Optimizers(decoder, args.rate)
-    file, begun = run.folder / "practice.json", time.time()
-    first = run.step
-    if file.exists():
-        begun = json.loads(file.read_text())["begun"]
-    file.write_text(json.dumps({"begun": begun}))
-    seconds = args.minutes * 60
+    practice, seconds = Practice(run, args.rate), args.minutes * 60
     examination = held_out(Tokenizer.from_directory(run.folder), 48)
     context = mp.get_context("spawn")
     queue = context.Queue(8)
-    asking = (str(run.folder), args.seed * 1000 + run.step, args.batch, begun, seconds, queue)
+    asking = (str(run.folder), args.seed * 1000 + run.step, args.batch, practice.begun, seconds, queue)
     worker = context.Process(target=ask, args=asking, daemon=True)
     worker.start()
     due = {"save": time.time() + SAVE_EVERY, "examine": time.time() + EXAMINE_EVERY}
     bar = tqdm(total=round(seconds), unit="s")
-    while (elapsed := time.time() - begun) < seconds:
-        optimizer.set_rate(args.rate * share_of_rate(elapsed / seconds, run.step - first, args.final))
+    while (elapsed := time.time() - practice.begun) < seconds:
+        practice.optimizer.set_rate(args.rate * share_of_rate(elapsed / seconds, run.step - practice.first, args.final))
         batch = queue.get()
         rows = torch.cat([collection.rows[number] for number in batch.seen]).float() if batch.seen else None
-        run.note(practise(run.model, optimizer, batch, rows))
+        run.note(practise(run.model, practice.guides, practice.optimizer, batch, rows))
         run.step += 1
         bar.n = round(elapsed)
-        bar.set_postfix(step=run.step, **{k[:9]: f"{v:.3f}" for k, v in run.figures.items() if "answers" in k})
+        bar.set_postfix(step=run.step, **{k[:9]: f"{v:.3f}" for k, v in run.figures.items() if k in SHOWN})
         if time.time() > due["save"]:
-            run.save()
+            practice.save()
             due["save"] = time.time() + SAVE_EVERY
         if time.time() > due["examine"]:
             run.write_log(elapsed / 60, examine(run.model, examination))
             due["examine"] = time.time() + EXAMINE_EVERY
     worker.terminate()
-    run.save()
+    practice.save()
     run.write_log(args.minutes, examine(run.model, examination))
 
 

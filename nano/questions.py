@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numpy.random import Generator
 
@@ -15,9 +15,13 @@ THINK = "Think first."
 REPEAT = "Repeat"
 DESCRIPTIONS = 0.15  # share of conversations that ask for all that is in the picture
 DEFAULT_SYSTEM = "You are a helpful assistant"
+MOST = 6  # things to count
 PLURAL = {"cross": "crosses"}
 NAMES = ("Tom", "Ann", "Max", "Eva", "Sam", "Lea")
 THINGS = ("box", "ball", "car", "hat", "cup", "door", "book", "lamp")
+
+
+Place = tuple[int, float, float]  # which picture, and pixels from its left and top
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,9 @@ class Turn:
     question: str
     answer: str
     thought: str = ""
+    # Where one who gives the answer looks: for each of its characters, or one place for all.
+    looks: tuple[Place | None, ...] = ()
+    values: tuple[float, ...] = ()  # what it says in numbers, 0..1: x and y; or a count's share of MOST
 
 
 def plural(kind: str) -> str:
@@ -40,7 +47,8 @@ def about(picture: Picture, rng: Generator, style_rng: Generator | None = None) 
     """Every kind of question that this picture answers, shuffled."""
     turns: list[Turn] = []
     for text in picture.texts:
-        turns.append(read(text.kind, text.content, rng))
+        looks = tuple((0, x, y) for x, y in text.centres)
+        turns.append(replace(read(text.kind, text.content, rng), looks=looks))
     shapes = picture.shapes
     if picture.texts or shapes:
         turns.append(describe(picture, rng))
@@ -49,9 +57,7 @@ def about(picture: Picture, rng: Generator, style_rng: Generator | None = None) 
         if len(shapes) > 1:
             turns.append(point(shapes, rng))
     turns = [t for t in turns if t.question]
-    placed = [
-        Turn(t.task, t.question, located(t.answer, picture), t.thought) if t.task == "point" else t for t in turns
-    ]
+    placed = [located(t, picture) if t.task == "point" else t for t in turns]
     order = rng.permutation(len(placed))
     seen: set[str] = set()
     out = []
@@ -105,11 +111,14 @@ def read(kind: str, content: str, rng: Generator) -> Turn:
 
 def describe(picture: Picture, rng: Generator) -> Turn:
     """Everything in reading order, a line each: no other answer makes a decoder look at a picture as often."""
-    lines = [(t.centres[0][1], t.centres[0][0], t.content) for t in picture.texts]
-    lines += [(s.y, s.x, f"a {s.colour} {s.kind}") for s in picture.shapes]
-    in_order = sorted(lines, key=lambda line: (int(line[0]) // 28, line[1]))
+    lines = [(t.content, list(t.centres)) for t in picture.texts]
+    for s in picture.shapes:
+        named = f"a {s.colour} {s.kind}"
+        lines.append((named, [(s.x, s.y)] * len(named)))
+    in_order = sorted(lines, key=lambda line: (int(line[1][0][1]) // 28, line[1][0][0]))
+    looks = [place for _, centres in in_order for place in (*((0, x, y) for x, y in centres), None)]
     question = pick(rng, "Describe the picture.", "What is in the picture?")
-    return Turn("describe", question, "\n".join(text for _, _, text in in_order))
+    return Turn("describe", question, "\n".join(text for text, _ in in_order), looks=tuple(looks[:-1]))
 
 
 def unique(shapes: tuple[Shape, ...], key: Callable[[Shape], object], rng: Generator) -> Shape | None:
@@ -125,7 +134,7 @@ def colour_of(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
     question = pick(rng, f"What colour is the {shape.kind}?", f"Which colour does the {shape.kind} have?")
     if len(shapes) == 1 and rng.random() < 0.4:
         question = "What colour is the shape?"
-    return Turn("colour", question, shape.colour, f"I see a {shape.colour} {shape.kind}.")
+    return Turn("colour", question, shape.colour, f"I see a {shape.colour} {shape.kind}.", at(shape))
 
 
 def shape_of(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
@@ -137,7 +146,7 @@ def shape_of(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
     )
     if len(shapes) == 1 and rng.random() < 0.4:
         question = "What shape is in the picture?"
-    return Turn("shape", question, shape.kind, f"I see a {shape.colour} {shape.kind}.")
+    return Turn("shape", question, shape.kind, f"I see a {shape.colour} {shape.kind}.", at(shape))
 
 
 def count(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
@@ -156,6 +165,7 @@ def counted(what: str, number: int) -> Turn:
         f"How many {what} are there?",
         str(number),
         f"I count the {what}: {', '.join(str(k + 1) for k in range(number))}.",
+        values=(number / MOST,),
     )
 
 
@@ -168,12 +178,19 @@ def point(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
         f"Click the {shape.colour} {shape.kind}.",
         f"{shape.x} {shape.y}",
         f"I see the {shape.colour} {shape.kind}.",
+        at(shape),
     )
 
 
-def located(answer: str, picture: Picture) -> str:
-    x, y = (float(v) for v in answer.split())
-    return f"pyautogui.click(x={x / picture.width:.2f}, y={y / picture.height:.2f})"
+def at(shape: Shape, picture: int = 0) -> tuple[Place]:
+    return ((picture, shape.x, shape.y),)
+
+
+def located(turn: Turn, picture: Picture) -> Turn:
+    """Pixels as a share of the picture's sides."""
+    x, y = (float(v) for v in turn.answer.split())
+    values = (x / picture.width, y / picture.height)
+    return replace(turn, answer=f"pyautogui.click(x={values[0]:.2f}, y={values[1]:.2f})", values=values)
 
 
 def which(pictures: list[Picture], rng: Generator) -> list[Turn]:
@@ -185,7 +202,8 @@ def which(pictures: list[Picture], rng: Generator) -> list[Turn]:
         for shape in picture.shapes:
             if all((s.colour, s.kind) != (shape.colour, shape.kind) for p in others for s in p.shapes):
                 what = f"a {shape.colour} {shape.kind}"
-                turns.append(Turn("which", f"Which image shows {what}?", f"Image {index + 1}", f"I look for {what}."))
+                asked, answer, thought = f"Which image shows {what}?", f"Image {index + 1}", f"I look for {what}."
+                turns.append(Turn("which", asked, answer, thought, at(shape, int(index))))
                 break
     return turns
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import questions, vocabulary
-from nano.batches import held_out, stream, style
+from nano.batches import LESSONS, SEEING, held_out, stream, style
 from nano.configuration import configuration
 from nano.heads import LOSSES, DenseHeads
 from nano.learning import examine, learn
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2.5e-3, help="highest learning rate")
     parser.add_argument("--final", type=float, default=0.03, help="the last learning rate, as a share of the highest")
     parser.add_argument("--init-from", type=Path, help="begin with the weights of this checkpoint folder")
+    parser.add_argument("--see", action="store_true", help="train the tower alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--examine-every", type=float, default=4, help="minutes")
@@ -175,16 +176,17 @@ def _start_feeding(args: argparse.Namespace, run: Run) -> tuple[Any, Any]:
     queue = context.Queue(8)
     seed = args.seed * 1000 + run.step
     worker = context.Process(
-        target=feed, args=(str(args.folder), seed, args.batch, run.begun, args.minutes, queue), daemon=True
+        target=feed, args=(str(args.folder), seed, args.batch, run.begun, args.minutes, args.see, queue), daemon=True
     )
     worker.start()
     return queue, worker
 
 
-def feed(folder: str, seed: int, size: int, begun: float, minutes: float, queue: Any) -> None:
+def feed(folder: str, seed: int, size: int, begun: float, minutes: float, see: bool, queue: Any) -> None:
     os.nice(5)
     torch.set_num_threads(1)
-    for batch in stream(folder, seed, size, lambda: (time.time() - begun) / (60 * minutes)):
+    lessons = SEEING if see else LESSONS
+    for batch in stream(folder, seed, size, lambda: (time.time() - begun) / (60 * minutes), lessons):
         queue.put(batch)
 
 

@@ -101,7 +101,8 @@ def test_training_reads_conversations_in_the_published_template(folder: Path) ->
     """What is trained is what the server will send."""
     tokenizer = Tokenizer.from_directory(folder)
     turns = [Turn("colour", "What colour is the star?", "red")]
-    ids, marks, _ = Writer(tokenizer).write(DEFAULT_SYSTEM, turns, 1, 1, False)
+    written = Writer(tokenizer).write(DEFAULT_SYSTEM, turns, 1, 1, False)
+    ids, marks = written.ids, written.marks
     content = [{"type": "image_url", "image_url": {"url": ""}}, {"type": "text", "text": turns[0].question}]
     prompt = render_text([{"role": "user", "content": content}])
     assert tokenizer.decode(ids) == f"{prompt}red<|im_end|>"

@@ -1,0 +1,88 @@
+"""The decoder's teachers look where the layer itself looks, and where the answer stands."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kimi_serve.inputs.tokenizer import Tokenizer
+from nano.batches import Batch, Source
+from nano.guides import Guides, scores
+from nano.labels import CHARACTERS
+from nano.learning import see
+from nano.train import Run
+from tests.oracle.decoder import Layer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("guides"), rate=1e-3, seed=1, init_from=None)
+
+
+def batch_of(run: Run, kind: str, only: str) -> Batch:
+    return Source(Tokenizer.from_directory(run.folder), 3, size=3).batch(kind, only)
+
+
+def test_a_guide_sees_the_layers_own_attention(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = run.model.language_model.model.layers[2]
+    assert isinstance(layer, Layer)
+    given: dict[str, Tensor] = {}
+
+    def watch(q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
+        given["weights"] = F.softmax((q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5) + mask(q.shape[2]), -1)
+        return given["weights"] @ v
+
+    def mask(length: int) -> Tensor:
+        return torch.full((length, length), -torch.inf).triu(1)
+
+    x = torch.randn(2, 9, 192)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    layer.self_attn(x)
+    for head in (0, 3):
+        weights = scores(layer.self_attn, x, torch.ones(2, 9, dtype=torch.bool), head).softmax(-1)
+        torch.testing.assert_close(weights.view(2, 9, 9), given["weights"][:, head], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("shapes", "point"), ("shapes", "colour"), ("which", "which")])
+def test_one_who_is_asked_about_a_shape_looks_at_its_token(run: Run, kind: str, task: str) -> None:
+    batch = batch_of(run, kind, task)
+    tokens = batch.rows * batch.columns // 4
+    shapes = batch.labels["shape"].reshape(-1)  # over all tokens of all pictures
+    pads = np.flatnonzero(batch.images.flatten() >= 0)
+    assert len(pads) == len(shapes) == len(batch.patches) * tokens
+    length = batch.ids.shape[1]
+    rows, positions = np.nonzero(batch.looks >= 0)
+    assert len(rows) > 0
+    for row, position in zip(rows, positions, strict=True):
+        number = np.flatnonzero(pads == row * length + batch.looks[row, position])
+        assert shapes[number] > 0
+        if task == "point":
+            np.testing.assert_allclose(
+                batch.values[row, position, :2], batch.labels["spot"].reshape(-1, 2)[number[0]], atol=1e-6
+            )
+
+
+def test_characters_are_read_one_by_one(run: Run) -> None:
+    batch = batch_of(run, "text", "word")
+    tokenizer = Tokenizer.from_directory(run.folder)
+    length = batch.ids.shape[1]
+    pads = np.flatnonzero(batch.images.flatten() >= 0)
+    characters = batch.labels["character"].reshape(-1, 2)
+    for row, position in zip(*np.nonzero(batch.looks >= 0), strict=True):
+        number = np.flatnonzero(pads == row * length + batch.looks[row, position])[0]
+        said = tokenizer.decode([int(batch.targets[row, position])])
+        assert 1 + CHARACTERS.index(said) in characters[number]
+
+
+def test_every_guide_has_something_to_say(run: Run) -> None:
+    guides = Guides(192)
+    batch = batch_of(run, "which", "which")
+    with torch.no_grad():
+        hidden, inputs = guides.hidden(run.model, torch.from_numpy(batch.ids), see(run.model, batch))
+        torch.testing.assert_close(hidden, run.model.hidden(torch.from_numpy(batch.ids), see(run.model, batch)))
+        _, stats = guides.loss(run.model, batch, inputs)
+        assert set(stats) == {"order", "looking", "looking_right"}
+        batch = batch_of(run, "shapes", "count")
+        _, inputs = guides.hidden(run.model, torch.from_numpy(batch.ids), see(run.model, batch))
+        assert set(guides.loss(run.model, batch, inputs)[1]) == {"saying"}
