@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes. One thread: engines of two tests
+# share the processors, and threads that spin at a barrier would take twice the time.
+SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
 Pass = Literal["forced", "batch", "again", "vision"]
 
 CHUNK = 64  # tokens a step: smaller than the larger images, so a boundary falls inside one
@@ -34,10 +38,6 @@ class Configuration:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if self.in_process else "1",
             "VLLM_MLA_DISABLE": "1" if self.expanded else "0",
             "VLLM_CPU_INT4_W4A8": "0" if self.exact else "1",
-            # vLLM binds each worker to a NUMA node of its own and refuses more workers than nodes. One thread: engines
-            # of two tests share the processors, and threads that spin at a barrier would take twice the time.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
         }
 
 

@@ -1,11 +1,10 @@
 """Engines for the tests: each configuration runs once a session, in its own processes. Knows no expectation."""
 
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests.engine.configurations import CONFIGURATIONS
+from tests.engine.configurations import CONFIGURATIONS, SHARED
 from tests.engine.golden import PACK, Arrays
 
 ROOT = Path(__file__).parents[2]
-ENGINE_TIMEOUT = 540  # seconds for start and passes: a loaded machine of two cores takes four times an idle one's
-GROUP_TIMEOUT = 15  # seconds for the processes of a finished engine to go
-
 LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 RunEngine = Callable[[str], Arrays]
@@ -49,7 +45,25 @@ def quantized(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def results(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
+def host() -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.host"],
+        cwd=ROOT,
+        env=os.environ | LOCAL | SHARED,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def results(
+    host: "subprocess.Popen[str]", quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> RunEngine:
     """What a configuration's engine gave, by pass/case/what; the engine has ended. Workers of one session share it."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "results"
@@ -68,51 +82,16 @@ def results(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
     def start(name: str, target: Path) -> None:
         partial = target.with_suffix(".partial.npz")
-        ended = run_alone(
-            ["-m", "tests.engine.driver", name, str(quantized(name)), str(partial)], CONFIGURATIONS[name].environment
-        )
-        assert ended.returncode == 0, f"engine {name} failed:\n{ended.stdout[-6000:]}"
+        log = folder / f"{name}.log"
+        asked = {"environment": CONFIGURATIONS[name].environment, "output": str(log)}
+        asked["arguments"] = [name, str(quantized(name)), str(partial)]
+        host.stdin.write(json.dumps(asked) + "\n")
+        host.stdin.flush()
+        status = json.loads(host.stdout.readline())["status"]
+        assert status == 0, f"engine {name} ended with {status}:\n{log.read_text()[-6000:]}"
         partial.rename(target)
 
     return run
-
-
-def run_alone(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run Python in a new process group; no process of the group outlives this call."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | LOCAL | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=ENGINE_TIMEOUT)
-        assert _group_ends(process.pid), "the engine left processes behind"
-    finally:
-        _kill_group(process.pid)
-        process.wait()
-    return subprocess.CompletedProcess(arguments, process.returncode, output)
-
-
-def _group_ends(group: int) -> bool:
-    deadline = time.monotonic() + GROUP_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 @pytest.fixture(scope="session")

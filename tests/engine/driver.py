@@ -1,7 +1,5 @@
 """One engine, one process: runs a configuration's passes and writes what came out. Knows vLLM; judges nothing.
 
-python -m tests.engine.driver CONFIGURATION CHECKPOINT RESULTS.npz
-
 Arrays are named pass/case/what. vLLM leaves state in its process (distributed groups, registries, thread binding), so
 every configuration gets its own.
 """
@@ -178,7 +176,3 @@ def row(flat, position: int) -> np.ndarray:
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().float().numpy().copy()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
