@@ -33,7 +33,7 @@ doctor: setup ## what this machine can run, and whether the plugin is in use
 	@exec $(BIN)/kimi-serve doctor $(MODEL)
 
 test: setup lint ## everything that CI checks
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

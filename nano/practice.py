@@ -39,8 +39,8 @@ ROUNDS = 3  # of questions about one picture
 SAVE_EVERY, EXAMINE_EVERY = 120.0, 300.0  # seconds
 # Shares of copies and of KINDS, until a share of the time is over: find what stood in a text and name, then all.
 MIXES = (
-    (0.15, 0.30, (0.40, 0.10, 0, 0.10, 0, 0.40)),
-    (1.00, 0.03, (0.10, 0.25, 0, 0.33, 0.15, 0.17)),
+    (0.06, 0.20, (0.20, 0.20, 0, 0.25, 0.15, 0.20)),
+    (1.00, 0.02, (0.05, 0.27, 0, 0.37, 0.21, 0.10)),
 )
 SHOWN = ("answers_text", "answers_shapes", "answers_which", "looking_right", "order", "saying")
 Grid = tuple[int, int]

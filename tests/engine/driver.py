@@ -58,18 +58,22 @@ def run(name: str, llm: LLM, configuration: Configuration) -> Iterator[tuple[str
             yield f"{name}/{case_name}/{what}", array
 
 
-def forced(llm: LLM, case: Case) -> Arrays:
-    """Logits at the pack's positions, and the choice at each step of its continuation given the steps before."""
+def forced(llm: LLM, case: Case, watch: "Watch") -> Arrays:
+    """Logits at the pack's positions, and the choice at each step of its continuation given the steps before.
+
+    Of the model's own rows: as prompt logprobs of the API they would be 7,700 times the whole vocabulary, in lists.
+    """
     npz = case.arrays()
     request = prompt(case, npz["greedy_ids"].tolist()[:-1])
-    options = sampling(max_tokens=1, logprobs=VOCAB, prompt_logprobs=VOCAB, flat_logprobs=True)
-    [output] = generate(llm, [request], options)
+    [output] = generate(llm, [request], sampling(max_tokens=1, skip_reading_prefix_cache=True))
+    hidden = torch.cat(watch.hidden)
+    assert len(hidden) == len(output.prompt_token_ids)
     last = len(case.prompt) - 1
-    # prompt_logprobs[i] is what position i - 1 predicts.
-    logits = [row(output.prompt_logprobs, position + 1) for position in npz["logit_positions"]]
-    choices = [row(output.prompt_logprobs, position + 1).argmax() for position in range(last, last + STEPS - 1)]
-    choices.append(row(output.outputs[0].logprobs, 0).argmax())
-    return {"logits": np.stack(logits), "choices": np.array(choices)}
+    wanted = [*npz["logit_positions"], *range(last, last + STEPS)]
+    [logits] = llm.apply_model(lambda model: as_numpy(model.compute_logits(hidden[wanted])))
+    choices = logits[-STEPS:].argmax(-1)
+    assert choices[-1] == output.outputs[0].token_ids[0]
+    return {"logits": logits[:-STEPS], "choices": choices}
 
 
 def batch(llm: LLM) -> dict[str, Arrays]:
@@ -95,7 +99,7 @@ def watched(llm: LLM, case: Case) -> Arrays:
     """`forced`, with the first position of every step, and the experts chosen for the first step's first tokens."""
     watch = Watch()
     llm.apply_model(watch.begin)
-    arrays = forced(llm, case)
+    arrays = forced(llm, case, watch)
     llm.apply_model(watch.end)
     return {**arrays, **watch.chosen, "step_starts": np.array(watch.step_starts)}
 
@@ -105,6 +109,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.step_starts: list[int] = []
+        self.hidden: list[torch.Tensor] = []
         self.chosen: Arrays = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._routers: list[object] = []
@@ -112,6 +117,7 @@ class Watch:
     def begin(self, model: torch.nn.Module) -> None:
         layers = model.language_model.model.layers
         self._handles.append(layers[0].register_forward_pre_hook(self._record_start))
+        self._handles.append(model.register_forward_hook(lambda _, given, rows: self.hidden.append(rows.clone())))
         for index, layer in enumerate(layers):
             if hasattr(layer.mlp, "experts"):
                 router = layer.mlp.experts.router
@@ -164,14 +170,6 @@ def continuation(output: RequestOutput) -> Arrays:
         "last": last,
         "cached": np.array(output.num_cached_tokens or 0),
     }
-
-
-def row(flat, position: int) -> np.ndarray:
-    """All of the vocabulary's logits at one position of vLLM's flat logprobs."""
-    span = slice(flat.start_indices[position], flat.end_indices[position])
-    logits = np.full(VOCAB, np.nan, np.float32)
-    logits[flat.token_ids[span]] = flat.logprobs[span]
-    return logits
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
