@@ -58,6 +58,17 @@ def checkpoint(golden_pack: Path) -> Path:
     return golden_pack / "checkpoint"
 
 
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path) -> Iterator[Front]:
+    """One gateway for all bodies that a test draws; it fetches nothing, since URLs are drawn too."""
+    engine = FakeEngine(Dials(max_model_len=8192, tokens=2))
+    with in_thread(engine) as served:
+        replicas = {"urls": [served.url], "check_s": 0.2}
+        chosen = read(None, checkpoint=checkpoint, replicas=replicas, media={"allow_remote": False})
+        with running(chosen, [engine]) as opened:
+            yield opened
+
+
 @contextmanager
 def running(settings: Settings, engines: list[FakeEngine]) -> Iterator[Front]:
     opened: list[Gateway] = []

@@ -5,19 +5,13 @@ Unlike what is drawn from the OpenAPI document these are built from the words th
 
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kimi_serve.gateway.settings import read
 from kimi_serve.protocol.errors import CODES
-from kimi_serve.testing.dials import Dials
-from kimi_serve.testing.fake_engine import FakeEngine
-from kimi_serve.testing.serving import in_thread
-from tests.gateway.conftest import MODEL, Front, running
+from tests.gateway.conftest import MODEL, Front
 from tests.gateway.test_gateway import png
 
 EXAMPLES = int(os.environ.get("KIMI_SERVE_FUZZ", "420"))
@@ -109,18 +103,8 @@ conversation = st.lists(message | part, min_size=1, max_size=4) | anything
 fields = st.dictionaries(st.sampled_from(FIELDS), anything, max_size=3)
 
 
-@pytest.fixture(scope="module")
-def front(checkpoint: Path) -> Iterator[Front]:
-    engine = FakeEngine(Dials(max_model_len=8192, tokens=1))
-    with in_thread(engine) as served:
-        replicas = {"urls": [served.url], "check_s": 0.2}
-        chosen = read(None, checkpoint=checkpoint, replicas=replicas, media={"allow_remote": False})
-        with running(chosen, [engine]) as opened:
-            yield opened
-
-
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_body_is_answered_or_refused_by_name(front: Front, path: str) -> None:
+def test_a_body_is_answered_or_refused_by_name(alone: Front, path: str) -> None:
     @settings(
         max_examples=EXAMPLES // len(ROUTES), deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
@@ -128,7 +112,7 @@ def test_a_body_is_answered_or_refused_by_name(front: Front, path: str) -> None:
     def check(said: object, more: dict[str, object], luck: int) -> None:
         body = {"model": MODEL, "max_tokens": 5, **(more if luck < 4 else {}), ROUTES[path]: said}
         # As clients send it: lone surrogates stay escapes, which JSON allows.
-        answered = front.http.post(path, content=json.dumps(body).encode())
+        answered = alone.http.post(path, content=json.dumps(body).encode())
         assert answered.status_code in (200, 400, 404), (answered.status_code, answered.text)
         if answered.status_code != 200:
             error = answered.json()["error"]
@@ -137,30 +121,30 @@ def test_a_body_is_answered_or_refused_by_name(front: Front, path: str) -> None:
             assert answered.headers.get("x-kimi-serve-reason") != "internal_error"
 
     check()
-    front.assert_idle()
+    alone.assert_idle()
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_bytes_that_are_no_body_are_refused(front: Front, path: str) -> None:
+def test_bytes_that_are_no_body_are_refused(alone: Front, path: str) -> None:
     @settings(
         max_examples=EXAMPLES // len(ROUTES) // 2, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(st.binary(max_size=64) | st.text(alphabet='{}[]",:\\u01 \x00', max_size=64).map(str.encode))
     def check(raw: bytes) -> None:
-        answered = front.http.post(path, content=raw)
+        answered = alone.http.post(path, content=raw)
         assert answered.status_code == 400, answered.text
         assert answered.headers["x-kimi-serve-reason"] in ("invalid_json", "invalid_value")
 
     check()
-    front.assert_idle()
+    alone.assert_idle()
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_depth_and_size_without_end_are_refused(front: Front, path: str) -> None:
+def test_depth_and_size_without_end_are_refused(alone: Front, path: str) -> None:
     name = ROUTES[path]
     deep = ("[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000)
     for raw in (*deep, *(f'{{"{name}": {one}}}' for one in deep), f'{{"{name}": 1{"0" * 100_000}}}'):
-        answered = front.http.post(path, content=raw.encode())
+        answered = alone.http.post(path, content=raw.encode())
         assert answered.status_code == 400, answered.text
     for depth in (200, 450, 900, 3000):
         nested = '{"type": "object", "properties": {"a": ' * depth + "1" + "}}" * depth
@@ -169,6 +153,6 @@ def test_depth_and_size_without_end_are_refused(front: Front, path: str) -> None
         said = f'[{{"role": "user", "content": [{{"type": "text", "text": "x", "more": {nested}}}]}}]'
         for body in (f'"tools": {tools}, "{name}": "x", "messages": {HELLO}', f'"{name}": {said}'):
             raw = f'{{"model": "{MODEL}", "max_tokens": 5, {body}}}'
-            answered = front.http.post(path, content=raw.encode())
+            answered = alone.http.post(path, content=raw.encode())
             assert answered.status_code in (200, 400), (depth, answered.text)
-    front.assert_idle()
+    alone.assert_idle()

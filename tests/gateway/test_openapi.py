@@ -1,8 +1,6 @@
 """What the gateway says of itself in OpenAPI, held against what it does: requests are drawn from the document."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from kimi_serve.gateway.settings import read
-from kimi_serve.testing.dials import Dials
-from kimi_serve.testing.fake_engine import FakeEngine
-from kimi_serve.testing.serving import in_thread
-from tests.gateway.conftest import Front, running
+from tests.gateway.conftest import Front
 
 EXAMPLES = int(os.environ.get("KIMI_SERVE_FUZZ", "280")) // 14  # over seven routes, in two ways
 OPERATIONS = {
@@ -53,19 +47,8 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def front(checkpoint: Path) -> Iterator[Front]:
-    """One gateway for all that is drawn; it fetches nothing, since URLs are drawn too."""
-    engine = FakeEngine(Dials(max_model_len=8192, tokens=2))
-    with in_thread(engine) as served:
-        replicas = {"urls": [served.url], "check_s": 0.2}
-        chosen = read(None, checkpoint=checkpoint, replicas=replicas, media={"allow_remote": False})
-        with running(chosen, [engine]) as opened:
-            yield opened
-
-
-@pytest.fixture(scope="module")
-def document(front: Front) -> dict[str, Any]:
-    found: dict[str, Any] = front.http.get("/openapi.json").json()
+def document(alone: Front) -> dict[str, Any]:
+    found: dict[str, Any] = alone.http.get("/openapi.json").json()
     return found
 
 
@@ -77,7 +60,7 @@ def test_every_route_is_in_the_document(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["as told", "otherwise"])
 @pytest.mark.parametrize("path", POSTS)
 def test_what_is_drawn_from_the_document_is_answered_as_it_says(
-    front: Front, document: dict[str, Any], path: str, mode: GenerationMode
+    alone: Front, document: dict[str, Any], path: str, mode: GenerationMode
 ) -> None:
     schema = schemathesis.openapi.from_dict(document)
     operation = schema[path]["post"]
@@ -94,27 +77,27 @@ def test_what_is_drawn_from_the_document_is_answered_as_it_says(
         )
         @given(operation.as_strategy(mode))
         def check(case: schemathesis.Case) -> None:
-            case.call_and_validate(front.url, session=session, checks=CHECKS, timeout=30)
+            case.call_and_validate(alone.url, session=session, checks=CHECKS, timeout=30)
 
         check()
-    front.assert_idle()
+    alone.assert_idle()
 
 
 @pytest.mark.parametrize("path", [path for path, method in OPERATIONS.items() if method == "get"])
-def test_what_is_read_is_as_the_document_says(front: Front, document: dict[str, Any], path: str) -> None:
+def test_what_is_read_is_as_the_document_says(alone: Front, document: dict[str, Any], path: str) -> None:
     operation = schemathesis.openapi.from_dict(document)[path]["get"]
     with requests.Session() as session:
         session.trust_env = False
-        operation.Case().call_and_validate(front.url, session=session, checks=CHECKS, timeout=30)
+        operation.Case().call_and_validate(alone.url, session=session, checks=CHECKS, timeout=30)
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_the_documents_own_examples_are_answered(front: Front, document: dict[str, Any], path: str) -> None:
+def test_the_documents_own_examples_are_answered(alone: Front, document: dict[str, Any], path: str) -> None:
     told = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     examples = [one for schema in told.get("anyOf", [told]) for one in schema["examples"]]
     assert examples
     for body in examples:
-        answered = front.http.post(path, json=body)
+        answered = alone.http.post(path, json=body)
         assert answered.status_code == 200, answered.text
         is_stream = answered.headers["content-type"].startswith("text/event-stream")
         assert is_stream == body.get("stream", False)
