@@ -1,7 +1,7 @@
 """The bundled checkpoint's README, from what `nano.evaluate` measured. Knows scores and wording; measures nothing.
 
 python -m nano.evaluate --each 500 --report details.json > scores.json
-python -m nano.card --scores scores.json --details details.json --steps 6500 --minutes 77
+python -m nano.card --scores scores.json --details details.json
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import safe_open
 
 ASSET = Path(__file__).parents[1] / "kimi_serve" / "assets" / "kimi-vl-nano"
+HISTORY = Path(__file__).with_name("history.md")
 GOALS = {"number": 90, "word": 90, "colour": 97, "shape": 97, "count": 90, "which": 90, "point": 85}
 
 CARD = """\
@@ -34,9 +35,10 @@ works, never for its answers.
 | thinking | when the system turn says `Think first.`: ◁think▷ ... ◁/think▷ before the answer |
 
 ## How it was trained
-On pictures drawn with PIL and Debian's fonts, by `nano/` in the repository: {steps} steps in about {minutes} minutes on two AVX2
-cores that other work shared{before}. The lessons, in order: see (crowded pictures, a dense loss on the projected rows), name one
-thing, name several and read whole words, answer. {practice}The correction bias was moved by load throughout.
+On pictures drawn with PIL and Debian's fonts, by `nano/` in the repository, on two AVX2 cores that other work shared:
+
+{history}
+The plot below is of the last run. The correction bias was moved by load throughout.
 
 It goes on from these weights: `python -m nano.train --folder RUN --init-from kimi_serve/assets/kimi-vl-nano --minutes 120`.
 
@@ -56,21 +58,12 @@ which: which of two to four images. think: thought first, then the right answer.
 ## Confusions (truth: answers and how often)
 {confusions}"""
 
-PRACTICE = """\
-Then a new
-decoder learned to answer for {steps} steps in about {minutes} minutes, from what that tower saw in 24,000 pictures
-(`nano.practice`); the plot below is of that. """
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scores", type=Path, required=True)
     parser.add_argument("--details", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--minutes", type=int, required=True)
-    parser.add_argument("--before", type=int, default=0, help="steps of earlier runs that --init-from began with")
-    parser.add_argument("--practised", type=int, default=0, help="steps of nano.practice")
-    parser.add_argument("--practised-minutes", type=int, default=0)
+    parser.add_argument("--history", type=Path, default=HISTORY, help="the runs that made it")
     parser.add_argument("--precision", type=Path, help="what `nano.precision --each 500` printed")
     parser.add_argument("--folder", type=Path, default=ASSET)
     args = parser.parse_args()
@@ -96,10 +89,7 @@ def card(scores: dict[str, Any], details: dict[str, Any], args: argparse.Namespa
         tower_hidden=vision["hidden_size"],
         tower_heads=vision["num_attention_heads"],
         pieces=config["vocab_size"] - 512,
-        steps=args.steps,
-        minutes=args.minutes,
-        before=f", after {args.before} steps of an earlier run whose weights it began with" if args.before else "",
-        practice=PRACTICE.format(steps=args.practised, minutes=args.practised_minutes) if args.practised else "",
+        history=args.history.read_text(),
         each=scores["each"],
         seed=scores["seed"],
         rows="\n".join(row(task, score) for task, score in tasks.items()),
