@@ -1,5 +1,7 @@
 """The decoder's teachers look where the layer itself looks, and where the answer stands."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_serve.inputs.tokenizer import Tokenizer
+from nano import batches, start
 from nano.batches import Batch, Source
 from nano.guides import Guides, scores
 from nano.labels import CHARACTERS
@@ -16,8 +19,11 @@ from tests.oracle.decoder import Layer
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("guides"), rate=1e-3, seed=1, init_from=None)
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "find", lambda names: [""])  # Debian's fonts are not on every machine
+        patch.setattr(start, "PICTURES", 12)
+        yield Run(tmp_path_factory.mktemp("guides"), rate=1e-3, seed=1, init_from=None)
 
 
 def batch_of(run: Run, kind: str, only: str) -> Batch:

@@ -13,9 +13,10 @@ from kimi_serve.inputs.chat import render_text
 from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import batches, export, start, vocabulary
-from nano.batches import Batch, Lesson, Source, Writer, stream
+from nano.batches import SEEING, Batch, Lesson, Source, Writer, stream
 from nano.configuration import configuration
 from nano.learning import learn
+from nano.practice import Practice
 from nano.questions import DEFAULT_SYSTEM, Turn
 from nano.train import Run, prepare
 
@@ -139,3 +140,20 @@ def test_lessons_follow_each_other(tmp_path: Path) -> None:
     finished = iter((0.1, 0.9))
     first, second = itertools.islice(stream(str(tmp_path), 1, 2, lambda: next(finished), lessons), 2)
     assert (first.tasks, set(second.tasks)) == ([], {"copy"})
+
+
+def test_seeing_asks_no_question(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    batches = list(itertools.islice(stream(str(tmp_path), 1, 2, lambda: 0.5, SEEING), 2))
+    assert all(len(batch.patches) and not batch.tasks for batch in batches)
+
+
+def test_practice_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = Practice(begin(tmp_path), 1e-3)
+    with torch.no_grad():
+        first.guides.value.bias.fill_(0.5)
+    first.run.step += 7
+    first.save()
+    second = Practice(begin(tmp_path), 1e-3)
+    assert (second.begun, second.first, second.run.step) == (first.begun, first.first, first.first + 7)
+    torch.testing.assert_close(second.guides.value.bias, first.guides.value.bias)
