@@ -59,6 +59,7 @@ class Batch:
     images: np.ndarray  # (conversations, length): which of the conversation's pictures a token is of, or below 0
     looks: np.ndarray  # (conversations, length): the picture's token that the next token is read off, or below 0
     values: np.ndarray  # (conversations, length, 3): x, y and count that an answer says, NaN in all other places
+    among: list[tuple[int, int, list[int]]] = field(default_factory=list)  # conversation, token before a count, counted
     kind: str = ""  # one of KINDS
     seen: list[int] = field(default_factory=list)  # in place of patches: numbers of pictures that were seen before
 
@@ -75,6 +76,7 @@ class Written:
     marks: list[int] = field(default_factory=list)  # number of the answer that it belongs to, or -1
     looks: list[Place | None] = field(default_factory=list)
     values: list[tuple[float, ...]] = field(default_factory=list)
+    among: dict[int, tuple[Place, ...]] = field(default_factory=dict)  # by the index of a count
     tasks: list[str] = field(default_factory=list)  # of the answers
 
     def add(self, ids: list[int]) -> None:
@@ -124,6 +126,8 @@ class Writer:
         starts = [sum(sizes[:k]) - (len(said) - len(turn.answer)) for k in range(len(ids))]  # in the answer proper
         many = len(turn.looks) > 1
         looks = [turn.looks[s] if many and 0 <= s < len(turn.looks) else None for s in starts]
+        if turn.among and 0 in starts:
+            written.among[len(written.ids) + starts.index(0)] = turn.among
         written.ids += [*ids, self.special["im_end"]]
         written.marks += [number] * (len(ids) + 1)
         written.looks += [*(looks if many or not turn.looks else [turn.looks[0]] * len(ids)), None]
@@ -229,22 +233,25 @@ class Source:
         targets, answers, images, looks = (np.full((len(written), length), IGNORED, np.int64) for _ in range(4))
         values = np.full((len(written), length, 3), np.nan, np.float32)
         tasks: list[str] = []
-        tokens = rows * columns // 4
+        among: list[tuple[int, int, list[int]]] = []
         for row, w in enumerate(written):
             ids[row, : len(w.ids)] = w.ids
             pads = np.flatnonzero(ids[row] == self.writer.special["media_pad"])
-            images[row, pads] = np.arange(len(pads)) // tokens
+            images[row, pads] = np.arange(len(pads)) // (rows * columns // 4)
             for k in range(len(w.ids) - 1):
                 if w.marks[k + 1] < 0:
                     continue
                 targets[row, k] = w.ids[k + 1]
                 answers[row, k] = len(tasks) + w.marks[k + 1]
                 if (place := w.looks[k + 1]) is not None:
-                    cell = int(place[2]) // TOKEN * (columns // 2) + int(place[1]) // TOKEN
-                    looks[row, k] = pads[place[0] * tokens + cell]
+                    looks[row, k] = pads[cell(place, rows, columns)]
                 said = w.values[k + 1]
                 values[row, k, slice(2, 3) if len(said) == 1 else slice(len(said))] = said
             tasks += w.tasks
+            among += [
+                (row, k - 1, [int(pads[cell(place, rows, columns)]) for place in places])
+                for k, places in w.among.items()
+            ]
         none = np.zeros((0, rows * columns, 3, PATCH, PATCH), np.uint8)
         marked = [label(p, rows // 2, columns // 2) for p in pictures]
         return Batch(
@@ -259,7 +266,14 @@ class Source:
             images,
             looks,
             values,
+            among,
         )
+
+
+def cell(place: Place, rows: int, columns: int) -> int:
+    """Which of a conversation's picture tokens holds it; rows and columns count patches."""
+    inside = int(place[2]) // TOKEN * (columns // 2) + int(place[1]) // TOKEN
+    return place[0] * rows * columns // 4 + inside
 
 
 def held_out(tokenizer: Tokenizer, each: int, seed: int = 12345) -> list[Batch]:

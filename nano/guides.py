@@ -17,7 +17,7 @@ from tests.oracle.kimi_vl import KimiVl
 from tests.oracle.moonvit import rotate
 
 MOST_IMAGES = 8
-HEAD = 0  # of the looking layer, which learns to look at what is asked about
+HEAD, COUNTING = 0, 1  # of the looking layer: one looks at what is asked about, one at all that is to be counted
 LOOKING, ORDER, SAYING = 0.3, 0.3, 10.0  # weights of the losses
 
 
@@ -53,9 +53,13 @@ class Guides(nn.Module):
             x = F.rms_norm(inputs[looking], inputs[looking].shape[-1:])[images >= 0]
             losses["order"] = ORDER * F.cross_entropy(self.image(x), images[images >= 0])
         looks = torch.from_numpy(batch.looks)
+        layer = layers[looking]
+        assert isinstance(layer, Layer)
+        if batch.among:
+            asking, shares = counting(batch)
+            logits = scores(layer.self_attn, layer.input_layernorm(inputs[looking]), asking, COUNTING)
+            losses["counting"] = LOOKING * F.cross_entropy(logits, shares)
         if (looks >= 0).any():
-            layer = layers[looking]
-            assert isinstance(layer, Layer)
             logits = scores(layer.self_attn, layer.input_layernorm(inputs[looking]), looks >= 0, HEAD)
             targets = looks[looks >= 0]
             losses["looking"] = LOOKING * F.cross_entropy(logits, targets)
@@ -67,6 +71,19 @@ class Guides(nn.Module):
             losses["saying"] = SAYING * ((self.value(x) - values)[known] ** 2).mean()
         stats |= {name: float(value.detach()) for name, value in losses.items()}
         return sum(losses.values(), torch.zeros(())), stats
+
+
+def counting(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Where counts are about to be said, and how attention is shared there: alike between what is counted and the
+    first token, whose share then tells how many there are."""
+    asking = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    shares = []
+    for row, position, counted in sorted(batch.among):
+        asking[row, position] = True
+        share = torch.zeros(batch.ids.shape[1])
+        share[[0, *counted]] = 1 / (len(counted) + 1)
+        shares.append(share)
+    return asking, torch.stack(shares)
 
 
 def scores(attention: Attention, x: Tensor, asking: Tensor, head: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from numpy.random import Generator
@@ -33,6 +33,7 @@ class Turn:
     # Where one who gives the answer looks: for each of its characters, or one place for all.
     looks: tuple[Place | None, ...] = ()
     values: tuple[float, ...] = ()  # what it says in numbers, 0..1: x and y; or a count's share of MOST
+    among: tuple[Place, ...] = ()  # what is counted
 
 
 def plural(kind: str) -> str:
@@ -152,20 +153,22 @@ def shape_of(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
 def count(shapes: tuple[Shape, ...], rng: Generator) -> Turn:
     how = int(rng.integers(3))
     if how == 0:
-        return counted("shapes", len(shapes))
+        return counted("shapes", shapes)
     shape = shapes[int(rng.integers(len(shapes)))]
     if how == 1:
-        return counted(plural(shape.kind), sum(s.kind == shape.kind for s in shapes))
-    return counted(f"{shape.colour} shapes", sum(s.colour == shape.colour for s in shapes))
+        return counted(plural(shape.kind), [s for s in shapes if s.kind == shape.kind])
+    return counted(f"{shape.colour} shapes", [s for s in shapes if s.colour == shape.colour])
 
 
-def counted(what: str, number: int) -> Turn:
+def counted(what: str, among: Sequence[Shape]) -> Turn:
+    number = len(among)
     return Turn(
         "count",
         f"How many {what} are there?",
         str(number),
         f"I count the {what}: {', '.join(str(k + 1) for k in range(number))}.",
         values=(number / MOST,),
+        among=tuple(place for shape in among for place in at(shape)),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kimi_serve.inputs.tokenizer import Tokenizer
 from nano import batches, start
 from nano.batches import Batch, Source
-from nano.guides import Guides, scores
+from nano.guides import Guides, counting, scores
 from nano.labels import CHARACTERS
 from nano.learning import see
 from nano.train import Run
@@ -91,4 +91,20 @@ def test_every_guide_has_something_to_say(run: Run) -> None:
         assert set(stats) == {"order", "looking", "looking_right"}
         batch = batch_of(run, "shapes", "count")
         _, inputs = guides.hidden(run.model, torch.from_numpy(batch.ids), see(run.model, batch))
-        assert set(guides.loss(run.model, batch, inputs)[1]) == {"saying"}
+        assert set(guides.loss(run.model, batch, inputs)[1]) == {"saying", "counting"}
+
+
+def test_who_counts_shares_attention_between_all_that_is_counted(run: Run) -> None:
+    batch = batch_of(run, "shapes", "count")
+    asking, shares = counting(batch)
+    assert len(shares) == asking.sum() == 3
+    pads = np.flatnonzero(batch.images.flatten() >= 0)
+    shapes = batch.labels["shape"].reshape(-1)
+    for (row, position), share in zip(asking.nonzero().tolist(), shares, strict=True):
+        said = round(float(batch.values[row, position, 2]) * 6)
+        assert Tokenizer.from_directory(run.folder).decode([int(batch.targets[row, position])]) == str(said)
+        *_, counted = next(one for one in batch.among if one[:2] == (row, position))
+        assert len(counted) == said
+        assert all(shapes[np.flatnonzero(pads == row * batch.ids.shape[1] + k)[0]] > 0 for k in counted)
+        assert share.sum() == pytest.approx(1)
+        assert share[0] == pytest.approx(1 / (said + 1))
