@@ -40,7 +40,7 @@ SAVE_EVERY, EXAMINE_EVERY = 120.0, 300.0  # seconds
 # Shares of copies and of KINDS, until a share of the time is over: find what stood in a text and name, then all.
 MIXES = (
     (0.06, 0.20, (0.20, 0.20, 0, 0.25, 0.15, 0.20)),
-    (1.00, 0.02, (0.05, 0.27, 0, 0.37, 0.21, 0.10)),
+    (1.00, 0.02, (0.05, 0.26, 0, 0.45, 0.13, 0.11)),
 )
 SHOWN = ("answers_text", "answers_shapes", "answers_which", "looking_right", "order", "saying")
 Grid = tuple[int, int]
@@ -93,8 +93,8 @@ class Seen(Source):
 
     def about(self, kind: str, picture: Picture) -> list[Turn]:
         rounds = [questions.about(picture, self.rng) for _ in range(ROUNDS)]
-        # Anything can be counted: more rounds of that would leave room for nothing else.
-        return rounds[0] + [turn for turns in rounds[1:] for turn in turns if turn.task != "count"]
+        # Anything can be counted: three rounds of that would leave room for nothing else.
+        return [turn for number, turns in enumerate(rounds) for turn in turns if number < 2 or turn.task != "count"]
 
     def _pack(self, rows: int, columns: int, pictures: list[Picture], written: list[Written]) -> Batch:
         batch = super()._pack(rows, columns, [], written)
