@@ -18,6 +18,7 @@ LONGEST = {"latent": 1 << 30, "expanded": 32_768, "reference": 16_384}
 # Below this a machine cannot hold one picture and an answer: better said before the engine starts.
 SHORTEST = 2_048
 FULL_LENGTH_REQUESTS = 4  # that the cache should hold at once
+GPU_STEP_TOKENS = 8_192  # of one engine step on a GPU: the largest image and a prompt
 ENGINE_OVERHEAD = 3 * GIB  # three Python processes with torch, and the activations of a step
 
 
@@ -41,7 +42,7 @@ class Sizes:
 def fit(footprint: Footprint, attention: Attention, available: int, wanted: Wanted) -> Sizes:
     """Sizes for `available` bytes of memory. What a person set is not judged: vLLM does that."""
     per_token = cache_per_token(footprint, attention) * wanted.value_bytes // 2
-    needed = int(footprint.weights * wanted.value_bytes / 2 * 1.1) + ENGINE_OVERHEAD
+    needed = without_cache(footprint, wanted.value_bytes)
     spare = int((available - needed) * 0.8)
     longest = min(footprint.max_positions, LONGEST[attention])
     affordable = longest if wanted.cache_is_set else min(longest, spare // per_token // 128 * 128)
@@ -55,6 +56,11 @@ def fit(footprint: Footprint, attention: Attention, available: int, wanted: Want
     several = min(FULL_LENGTH_REQUESTS, wanted.sequences or FULL_LENGTH_REQUESTS) * one
     cache = max(one, min(several, available // 8), 256 * MIB)
     return Sizes(model_len, step_tokens(footprint, attention, model_len), max(1, min(cache, spare) // MIB) * MIB)
+
+
+def without_cache(footprint: Footprint, value_bytes: int) -> int:
+    """Bytes of weights, with a tenth for copies that kernels make of them, and of the engine itself."""
+    return int(footprint.weights * value_bytes / 2 * 1.1) + ENGINE_OVERHEAD
 
 
 def image_cache(available: int) -> float:
