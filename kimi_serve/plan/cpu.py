@@ -12,8 +12,6 @@ from kimi_serve.launch.machine import Machine
 from kimi_serve.plan import memory
 from kimi_serve.plan.options import Options
 
-BLOCKS = {"latent": 128, "expanded": 128, "reference": 16}  # tokens: vLLM 0.32's cache blocks on CPUs
-
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
@@ -33,7 +31,7 @@ class CpuPlan:
     @property
     def requests(self) -> int:
         """The most at once, each of the full context."""
-        return self.cache // memory.cache(self.per_token, self.context, block=BLOCKS[self.attention])
+        return memory.requests_in(self.cache, self.per_token, self.context)
 
     @property
     def fits(self) -> bool:
@@ -52,9 +50,9 @@ def plan(options: Options, footprint: Footprint, machine: Machine, environ: Mapp
     wish = Wish(str(options.model or ""), tuple(asked), environ)
     try:
         chosen = flags.given(defaults.plan(wish, machine, footprint, Path("vllm")).argv)
+        return _read(chosen, footprint, machine, environ)
     except LaunchError as error:
         return NoPlan(str(error))
-    return _read(chosen, footprint, machine, environ)
 
 
 def _read(chosen: dict[str, str], footprint: Footprint, machine: Machine, environ: Mapping[str, str]) -> CpuPlan:
@@ -62,7 +60,7 @@ def _read(chosen: dict[str, str], footprint: Footprint, machine: Machine, enviro
     value_bytes = 4 if chosen.get("--dtype") == "float32" else 2
     cache = flags.number(chosen, "--kv-cache-memory-bytes")
     if cache is None:  # left to vLLM, whose own variable sets it
-        cache = int(float(environ["VLLM_CPU_KVCACHE_SPACE"]) * sizes.GIB)
+        cache = _space(environ["VLLM_CPU_KVCACHE_SPACE"])
     return CpuPlan(
         attention=attention,
         value_bytes=value_bytes,
@@ -73,3 +71,9 @@ def _read(chosen: dict[str, str], footprint: Footprint, machine: Machine, enviro
         other=sizes.without_cache(footprint, value_bytes),
         available=machine.memory_available,
     )
+
+
+def _space(gib: str) -> int:
+    if not gib.isdigit() or gib == "0":
+        raise LaunchError(f"VLLM_CPU_KVCACHE_SPACE: {gib!r} is not supported; expected whole GiB, above 0")
+    return int(gib) * sizes.GIB

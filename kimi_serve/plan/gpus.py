@@ -13,7 +13,6 @@ from kimi_serve.launch.footprint import Footprint
 from kimi_serve.plan import memory
 from kimi_serve.plan.memory import Part, Service
 from kimi_serve.plan.options import Options
-from kimi_serve.plan.weights import Weights
 
 GB = 10**9
 
@@ -66,7 +65,7 @@ class Fit:
     service: Service
     fixed: Sequence[Part]
     usable: int  # bytes: vLLM's share of the memory
-    per_request: int  # bytes of cache at the context
+    per_token: int  # bytes of cache
 
     @property
     def left(self) -> int:
@@ -76,7 +75,7 @@ class Fit:
     @property
     def requests(self) -> int:
         """The most at once, each of the full context."""
-        return min(max(0, self.left) // self.per_request, self.service.sequences)
+        return min(memory.requests_in(self.left, self.per_token, self.service.context), self.service.sequences)
 
 
 def choose(options: Options, here: Sequence[Gpu]) -> list[Gpu]:
@@ -99,12 +98,13 @@ def _folded(name: str) -> str:
     return "".join(name.lower().replace("nvidia", "").replace("-", " ").split())
 
 
-def fit(gpu: Gpu, weights: Weights, model: ModelConfig, footprint: Footprint, options: Options, context: int) -> Fit:
+def fit(gpu: Gpu, weights: int, model: ModelConfig, footprint: Footprint, options: Options, context: int) -> Fit:
+    """`weights`: bytes on each GPU."""
     service = Service(context, options.sequences or gpu.sequences, options.tensor_parallel)
     return Fit(
         gpu=gpu,
         service=service,
         fixed=memory.fixed(weights, model, footprint, service),
         usable=int(gpu.memory * options.utilization),
-        per_request=memory.cache(footprint.latent_per_token, context),
+        per_token=footprint.latent_per_token,
     )

@@ -11,9 +11,7 @@ from typing import Literal
 from kimi_serve.inputs.config import ModelConfig, TextConfig, VisionConfig
 from kimi_serve.launch import sizes
 from kimi_serve.launch.footprint import Footprint
-from kimi_serve.plan.weights import Weights
 
-BLOCK = 128  # tokens: the largest cache block of vLLM's latent backends, so that no request is planned too small
 CONTEXT_ROWS = 65_536  # most cached tokens that vLLM's latent prefill expands at a time
 POSITION_TABLES = 16_384  # patches whose stretched position tables the tower keeps
 # Not derived and not measured here: CUDA's context, libraries, graphs, small tables, fragmentation, and with several
@@ -45,13 +43,13 @@ class Service:
         return max(self.step_tokens, footprint.max_image_tokens)
 
 
-def fixed(weights: Weights, model: ModelConfig, footprint: Footprint, service: Service) -> list[Part]:
-    """Everything but the cache of requests."""
+def fixed(weights: int, model: ModelConfig, footprint: Footprint, service: Service) -> list[Part]:
+    """Everything but the cache of requests; `weights`: bytes on each GPU."""
     text = model.text
     tokens = service.encoder_tokens(footprint)
     peak, moment = max(moments(model, footprint, service))
     return [
-        Part("weights", weights.on_gpu(service.ranks), "derived", f"{weights.scheme}, as loaded"),
+        Part("weights", weights, "derived", "as loaded"),
         Part("kv_b_proj again", absorbed(text, service.ranks), "derived", "bfloat16, by head, for decoding on latents"),
         Part("context rows", 2 * rows(service) * _latent(text), "derived", f"{rows(service)} latents read per prefill"),
         Part("image features", 2 * tokens * text.hidden_size, "derived", f"{tokens} tokens kept for coming steps"),
@@ -69,7 +67,7 @@ def absorbed(text: TextConfig, ranks: int) -> int:
 
 def rows(service: Service) -> int:
     """Cached tokens that a prefill expands at a time."""
-    return min(max(8 * service.context, 4 * service.sequences * BLOCK), CONTEXT_ROWS)
+    return min(max(8 * service.context, 4 * service.sequences * sizes.BLOCK), CONTEXT_ROWS)
 
 
 def moments(model: ModelConfig, footprint: Footprint, service: Service) -> Sequence[tuple[int, str]]:
@@ -139,6 +137,11 @@ def _latent(text: TextConfig) -> int:
     return text.kv_lora_rank + text.qk_rope_head_dim
 
 
-def cache(per_token: int, context: int, requests: int = 1, block: int = BLOCK) -> int:
+def cache(per_token: int, context: int, requests: int = 1) -> int:
     """Bytes of the cache of so many requests, each in whole blocks. Latents are on every GPU: none is shared."""
-    return per_token * -(-context // block) * block * requests
+    return per_token * -(-context // sizes.BLOCK) * sizes.BLOCK * requests
+
+
+def requests_in(cache_bytes: int, per_token: int, context: int) -> int:
+    """The most requests of a context that a cache holds, less the block that vLLM keeps empty."""
+    return max(0, cache_bytes - per_token * sizes.BLOCK) // cache(per_token, context)

@@ -59,12 +59,13 @@ def make(options: Options, machine: Machine, environ: Mapping[str, str]) -> Plan
             schemes.append(chosen)
             continue
         needs = footprints.of(planned.checkpoint, chosen.files)
-        fits = [gpus.fit(gpu, chosen, model, needs, options, asked.context) for gpu in found]
+        loaded = chosen.on_gpu(options.tensor_parallel)
+        fits = [gpus.fit(gpu, loaded, model, needs, options, asked.context) for gpu in found]
         service = fits[0].service if len(fits) == 1 else _service(options, asked.context)
         schemes.append(
             SchemePlan(
                 weights=chosen,
-                fixed=memory.fixed(chosen, model, needs, service),
+                fixed=memory.fixed(loaded, model, needs, service),
                 cache=memory.cache(needs.latent_per_token, asked.context, options.concurrency),
                 fits=fits,
                 cpu=cpu.plan(options, needs, machine, environ),

@@ -70,7 +70,7 @@ def _scheme(planned: SchemePlan, plan: Plan) -> Record:
             "total": planned.total,
         },
         "gpus": [_gpu(fit, plan.options.concurrency) for fit in planned.fits],
-        "cpu": _cpu(planned.cpu),
+        "cpu": _cpu(planned.cpu, plan.request),
     }
 
 
@@ -86,7 +86,8 @@ def _gpu(fit: Fit, concurrency: int) -> Record:
     }
 
 
-def _cpu(cpu: CpuPlan | NoPlan) -> Record:
+def _cpu(cpu: CpuPlan | NoPlan, request: Request) -> Record:
     if isinstance(cpu, NoPlan):
         return {"fits": False, "why": cpu.why}
-    return asdict(cpu) | {"needed": cpu.needed, "requests": cpu.requests, "fits": cpu.fits}
+    holds = cpu.fits and request.total <= cpu.context
+    return asdict(cpu) | {"needed": cpu.needed, "requests": cpu.requests, "fits": holds}

@@ -55,7 +55,7 @@ def _weights(plan: Plan) -> list[str]:
             lines.append(f"  {each.scheme:<14} {each.why}")
             continue
         weights = each.weights
-        loaded = _gib(weights.on_gpu(plan.options.tensor_parallel))
+        loaded = _gib(each.fixed[0].nbytes)
         lines.append(f"  {_title(each):<14} {weights.files:>16,} {weights.files / 1e9:>7.2f} {loaded:>11}")
     return lines
 
@@ -91,19 +91,21 @@ def _gpus(plan: Plan) -> list[str]:
 def _cpu(plan: Plan) -> list[str]:
     lines = ["This machine's CPU, as `kimi-serve engine` would start there"]
     for each in plan.possible:
-        lines.append(f"  {_title(each):<14} " + "; ".join(_cpu_line(each)))
+        said = list(_cpu_lines(each, plan.request))
+        lines += [f"  {title:<14} {line}" for title, line in zip([_title(each), ""], said, strict=False)]
     return lines
 
 
-def _cpu_line(planned: SchemePlan) -> Iterator[str]:
+def _cpu_lines(planned: SchemePlan, request: Request) -> Iterator[str]:
     cpu = planned.cpu
     if isinstance(cpu, NoPlan):
         yield cpu.why
         return
     numbers = "float32" if cpu.value_bytes == 4 else "bfloat16"
     yield f"context {cpu.context:,}, steps of {cpu.step_tokens:,}, {cpu.attention} attention in {numbers}"
-    yield f"{_gib(cpu.other)} + cache {_gib(cpu.cache)} of {_gib(cpu.available)} GiB free"
-    yield f"{cpu.requests} requests of the full context at once" if cpu.fits else "does not fit"
+    verdict = f"{cpu.requests} of that context at once" if cpu.fits else "does not fit"
+    over = f"; this request's {request.total:,} tokens do not fit" if request.total > cpu.context else ""
+    yield f"{_gib(cpu.other)} + cache {_gib(cpu.cache)} of {_gib(cpu.available)} GiB free: {verdict}{over}"
 
 
 def _row(name: str, cells: Sequence[str], width: int = 22) -> str:

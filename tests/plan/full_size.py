@@ -1,0 +1,86 @@
+"""What vLLM itself says of the full-size model's memory, built without any. A process of its own: vLLM keeps state.
+
+python -m tests.plan.full_size CHECKPOINT RANKS IMAGES   (a folder of configuration and tokenizer files; no weights)
+
+Prints a JSON line: bytes of parameters on one rank, bytes of cache a token, rows of context that a prefill expands, and
+the most bytes that tower and projector hold for IMAGES pictures of 448 x 448 pixels, beside their parameters.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from typing import Any
+
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.attention.mla_attention import MLACommonMetadataBuilder
+from vllm.model_executor.model_loader.utils import initialize_model
+
+SIDE, PATCH = 32, 14  # of one picture, in patches; of one patch, in pixels
+
+
+def main(checkpoint: str, ranks: int, images: int) -> None:
+    config = EngineArgs(
+        checkpoint, dtype="bfloat16", max_model_len=4096, enforce_eager=True, tensor_parallel_size=ranks
+    ).create_engine_config()
+    with tempfile.TemporaryDirectory() as folder:
+        others = [start(config, ranks, rank, folder) for rank in range(1, ranks)]
+        model = build(config, ranks, 0, folder)
+        for child in others:
+            os.waitpid(child, 0)
+    with set_current_vllm_config(config):
+        layers = config.compilation_config.static_forward_context.values()
+        specs = [spec for layer in layers if (spec := cache_spec(layer, config)) is not None]
+        print(
+            json.dumps(
+                {
+                    "parameter_bytes": sum(parameter.nbytes for parameter in model.parameters()),
+                    "cache_bytes_a_token": sum(spec.page_size_bytes / spec.block_size for spec in specs),
+                    "context_rows": MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size(config),
+                    "tower_peak": tower_peak(model, images) if images else None,
+                }
+            )
+        )
+
+
+def start(config: VllmConfig, ranks: int, rank: int, folder: str) -> int:
+    """Another rank, which vLLM's groups need to have met."""
+    child = os.fork()
+    if child == 0:
+        build(config, ranks, rank, folder)
+        sys.stdout.flush()
+        os._exit(0)
+    return child
+
+
+def build(config: VllmConfig, ranks: int, rank: int, folder: str) -> Any:
+    with set_current_vllm_config(config):
+        init_distributed_environment(ranks, rank, f"file://{folder}/meeting", rank, "gloo")
+        initialize_model_parallel(ranks)
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            return initialize_model(config)
+
+
+def cache_spec(layer: Any, config: VllmConfig) -> Any:
+    return layer.get_kv_cache_spec(config) if hasattr(layer, "get_kv_cache_spec") else None
+
+
+def tower_peak(model: Any, images: int) -> int:
+    pixels = torch.empty((images * SIDE**2, 3, PATCH, PATCH), dtype=torch.uint8, device="meta")
+    grids = torch.tensor([[SIDE, SIDE]] * images)
+    tracker = MemTracker()
+    tracker.track_external(model, pixels)
+    with torch.inference_mode(False), torch.no_grad(), tracker:
+        model.embed_multimodal(pixel_values=pixels, image_grid_hws=grids)
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]
+    given = sum(parameter.nbytes for parameter in model.parameters())
+    return int(peak["Total"]) - given
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
