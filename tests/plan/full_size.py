@@ -10,10 +10,13 @@ import json
 import os
 import sys
 import tempfile
+import weakref
 from typing import Any
 
 import torch
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
@@ -73,13 +76,40 @@ def cache_spec(layer: Any, config: VllmConfig) -> Any:
 def tower_peak(model: Any, images: int) -> int:
     pixels = torch.empty((images * SIDE**2, 3, PATCH, PATCH), dtype=torch.uint8, device="meta")
     grids = torch.tensor([[SIDE, SIDE]] * images)
-    tracker = MemTracker()
-    tracker.track_external(model, pixels)
-    with torch.inference_mode(False), torch.no_grad(), tracker:
+    live = Live()
+    with torch.no_grad(), live:
         model.embed_multimodal(pixel_values=pixels, image_grid_hws=grids)
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]
-    given = sum(parameter.nbytes for parameter in model.parameters())
-    return int(peak["Total"]) - given
+    return live.peak + pixels.nbytes
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of what operators make, from its making to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and id(leaf.untyped_storage()) not in given:
+                self.add(leaf.untyped_storage())
+        return made
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.seen:
+            return
+        self.seen[storage] = True
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.drop, storage.nbytes())
+
+    def drop(self, nbytes: int) -> None:
+        self.now -= nbytes
 
 
 if __name__ == "__main__":
