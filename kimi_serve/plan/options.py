@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from kimi_serve.errors import PlanError
 from kimi_serve.quantize.options import GROUP_SIZES
@@ -119,7 +119,7 @@ def from_arguments(given: argparse.Namespace) -> Options:
         max_tokens=given.max_tokens,
         context=given.context,
         concurrency=given.concurrency,
-        schemes=tuple(cast(SchemeName, name) for name in SCHEMES if name in asked),
+        schemes=tuple(name for name in SCHEMES if name in asked),
         group_size=given.group_size,
         lm_head=given.lm_head,
         tower=given.tower,
