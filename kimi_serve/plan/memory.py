@@ -93,15 +93,16 @@ SAMPLED_BYTES = 2 + 4 + 4 + 4
 def patch_bytes(vision: VisionConfig, ranks: int) -> int:
     """Of one patch in the tower: pixels and angles all along, and the larger of a block's two halves or the embedding.
 
-    Attention peaks while keys are rotated: input, its norm, q, k and v, the rotated q, and six float32 halves. The
-    feed-forward peaks when it returns: input, norm, output, and its inner width before and after GELU. The embedding
-    holds float32: the projection, the position's, and their sum, over four times the pixels.
+    Blocks run beside what the first was given. Attention peaks while keys are rotated: input, its norm, q, k and v, the
+    rotated q, and six float32 halves. The feed-forward peaks when it returns: input, norm, output, and its inner width
+    before and after GELU. The embedding holds float32: the projection, the position's, and their sum, over four times
+    the pixels.
     """
     hidden, mlp = vision.hidden_size, vision.intermediate_size // ranks
     share = hidden // ranks
     pixels = 3 * vision.patch_size**2
-    attention = 2 * 2 * hidden + 2 * 3 * share + 2 * share + 6 * 4 * share // 2
-    feed_forward = 3 * 2 * hidden + 2 * 2 * mlp
+    attention = 3 * 2 * hidden + 2 * 3 * share + 2 * share + 6 * 4 * share // 2
+    feed_forward = 4 * 2 * hidden + 2 * 2 * mlp
     embedding = max(4 * pixels + 4 * hidden, 3 * 4 * hidden)
     return pixels + 4 * vision.head_dim + max(attention, feed_forward, embedding)
 

@@ -5,8 +5,6 @@ that writes the files.
 """
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kimi_serve.errors import PlanError, QuantizeError
@@ -21,14 +19,15 @@ from kimi_serve.quantize.options import GROUP_SIZES, SHARD_BYTES
 
 VOCABULARY_STEP = 64  # vLLM pads embedding and head to whole multiples
 
-# How vLLM's layers share a weight among GPUs: rows (the output) or columns (the input); what neither names is on each.
-# The 16 bytes of each int4 weight's weight_shape are whole everywhere.
-_BY_ROWS = re.compile(
-    r".*\.(q_proj|kv_b_proj|gate_proj|up_proj|embed_tokens|lm_head|wqkv|fc0|linear_1)\.(bias|weight(_scale|_packed)?)"
+# How vLLM's layers share a weight among GPUs: by rows (the output) or columns (the input); what neither names is whole
+# on each, and so are the 16 bytes of an int4 weight's weight_shape.
+_BY_ROWS = frozenset(
+    ("q_proj", "kv_b_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head", "wqkv", "fc0", "linear_1")
 )
-_BY_COLUMNS = re.compile(r".*\.(o_proj|down_proj|wo|fc1|linear_2)\.weight(_scale|_packed)?")
-_VOCABULARY = re.compile(r".*\.(embed_tokens|lm_head)\.weight(_scale|_packed)?")
-_FLOAT32 = "e_score_correction_bias"  # vLLM's router keeps it so whatever the file says
+_BY_COLUMNS = frozenset(("o_proj", "down_proj", "wo", "fc1", "linear_2"))
+_SHARED = frozenset(("weight", "weight_packed", "weight_scale"))
+_VOCABULARY = frozenset(("embed_tokens", "lm_head"))
+_ROUTER = "gate"  # vLLM keeps its tensors in float32, whatever the file says
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def _group_for(model: ModelConfig, ranks: int, *, lm_head: bool) -> int | None:
 def _check_groups(model: ModelConfig, chosen: scheme.Scheme, ranks: int) -> None:
     size = chosen.decoder.group_size
     for name, shape in expected_tensors(model).items():
-        if size is None or chosen.format_of(name) != chosen.decoder or not _BY_COLUMNS.fullmatch(name):
+        if size is None or name.split(".")[-2] not in _BY_COLUMNS or chosen.format_of(name) != chosen.decoder:
             continue
         if shape[1] // ranks % size:
             raise QuantizeError(
@@ -126,21 +125,18 @@ def check_ranks(model: ModelConfig, ranks: int) -> None:
 
 
 def _share(tensor: Output, ranks: int) -> int:
-    shape = _padded(tensor)
+    _, layer, kind = tensor.name.rsplit(".", 2)
+    rows, *others = tensor.shape
+    if layer in _VOCABULARY and kind in _SHARED:
+        rows = -(-rows // VOCABULARY_STEP) * VOCABULARY_STEP
+    is_shared = layer in _BY_ROWS and (kind in _SHARED or kind == "bias")
     # A scale of a whole row belongs to each share of that row.
-    is_shared = _BY_ROWS.fullmatch(tensor.name) or (_BY_COLUMNS.fullmatch(tensor.name) and shape[1] > 1)
-    return math.prod(shape) * _loaded_size(tensor) // (ranks if is_shared else 1)
+    is_shared |= layer in _BY_COLUMNS and kind in _SHARED and others[0] > 1
+    return rows * math.prod(others) * _loaded_size(tensor, layer) // (ranks if is_shared else 1)
 
 
-def _padded(tensor: Output) -> Sequence[int]:
-    if not _VOCABULARY.fullmatch(tensor.name):
-        return tensor.shape
-    rows = -(-tensor.shape[0] // VOCABULARY_STEP) * VOCABULARY_STEP
-    return (rows, *tensor.shape[1:])
-
-
-def _loaded_size(tensor: Output) -> int:
-    if tensor.name.endswith(_FLOAT32):
+def _loaded_size(tensor: Output, layer: str) -> int:
+    if layer == _ROUTER:
         return 4
     if tensor.dtype in layout.FLOATS and not tensor.name.endswith("_scale"):
         return 2

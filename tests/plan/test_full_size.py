@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from kimi_serve.inputs.config import VisionConfig
 from kimi_serve.plan import memory, request, subject, weights
 from kimi_serve.plan.memory import Service
 from kimi_serve.plan.options import Options
@@ -23,7 +22,7 @@ GOLDEN = ROOT / "tests" / "golden" / "checkpoint"
 LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 IMAGES, PATCHES = 8, 8 * 32 * 32
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 Built = Callable[..., dict[str, Any]]
 
@@ -41,7 +40,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             command = [sys.executable, "-m", "tests.plan.full_size", str(folder), str(ranks), str(images)]
             environment = os.environ | LOCAL | {"VLLM_MLA_DISABLE": str(int(expanded))}
             ran = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560, check=False
             )
             assert ran.returncode == 0, ran.stderr[-4000:]
             said[ranks, expanded] = json.loads(ran.stdout.splitlines()[-1])
@@ -70,11 +69,11 @@ def test_a_prefill_reads_the_planned_rows_of_context(built: Built) -> None:
 
 
 def test_the_tower_holds_the_planned_bytes(built: Built) -> None:
-    """The plan leaves out only the stretched table of positions, which it counts apart."""
-    vision: VisionConfig = subject.published("instruct").checkpoint.model.vision
-    planned = PATCHES * memory.patch_bytes(vision, 1)
+    """The pictures have one size, so one stretched table of positions is kept; the plan counts these apart."""
+    vision = subject.published("instruct").checkpoint.model.vision
     table = 4 * PATCHES // IMAGES * vision.hidden_size
-    assert planned <= built()["tower_peak"] <= 1.01 * (planned + table)
+    planned = PATCHES * memory.patch_bytes(vision, 1) + table
+    assert planned <= built()["tower_peak"] < planned + 4096  # where the pictures begin and end
 
 
 def test_the_limit_of_pictures_is_the_engines() -> None:
