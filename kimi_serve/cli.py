@@ -10,6 +10,7 @@ from pathlib import Path
 from kimi_serve import __version__
 from kimi_serve.errors import KimiServeError, LaunchError
 from kimi_serve.launch import doctor, engine, flags, up
+from kimi_serve.plan import options as plan_options
 from kimi_serve.quantize import options as quantize_options
 
 PASSED_ON = "every other option goes to `vllm serve` as it is, and wins over the default chosen here"
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_keys(verbs)
     _add_doctor(verbs)
     _add_quantize(verbs)
+    _add_plan(verbs)
     return parser
 
 
@@ -124,6 +126,18 @@ def _add_quantize(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     quantize_options.add_arguments(verb)
 
 
+def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "plan",
+        help="compute what a request costs and what memory a checkpoint needs",
+        description="Compute what a request costs in tokens, and the memory that a checkpoint needs: weights in bf16, "
+        "int8 and int4, cache, activations, the GPUs that hold it, this machine's CPU. MODEL is a directory; without "
+        "it and without --preset, the bundled kimi-vl-nano. docs/plan.md says how each figure is derived.",
+        allow_abbrev=False,
+    )
+    plan_options.add_arguments(verb)
+
+
 def _run(options: argparse.Namespace, others: list[str]) -> int:
     if options.verb == "doctor":
         if others:
@@ -137,6 +151,8 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         return _keys(options, others)
     if options.verb == "quantize":
         return _quantize(options, others)
+    if options.verb == "plan":
+        return _plan(options, others)
     model, passed_on = split_model(others)
     if options.verb == "engine":
         return _engine(options, model, passed_on)
@@ -201,6 +217,15 @@ def _quantize(options: argparse.Namespace, others: list[str]) -> int:
     from kimi_serve.quantize import command
 
     print(command.run(quantize_options.from_arguments(options)))
+    return 0
+
+
+def _plan(options: argparse.Namespace, others: list[str]) -> int:
+    if others:
+        raise LaunchError(f"{others[0]}: not an option of plan")
+    from kimi_serve.plan import command  # tiktoken and numpy come with it
+
+    print(command.run(plan_options.from_arguments(options)))
     return 0
 
 

@@ -7,6 +7,7 @@ KimiServeError
     CheckpointError  a checkpoint's weights do not match its configuration
     ChatError        a conversation cannot be rendered
     QuantizeError    a checkpoint cannot be quantized as it was asked
+    PlanError        a plan cannot be computed for what was asked
     KernelError      the compiled kernels are missing, or a call does not fit them
     LaunchError      an engine cannot be started on this machine, or stopped while it was supervised
 
@@ -41,6 +42,10 @@ class ChatError(KimiServeError, ValueError):
 
 class QuantizeError(KimiServeError, ValueError):
     """A checkpoint cannot be quantized as it was asked."""
+
+
+class PlanError(KimiServeError, ValueError):
+    """A plan cannot be computed for what was asked."""
 
 
 class KernelError(KimiServeError):

@@ -63,7 +63,7 @@ def test_engine_becomes_vllm_and_returns_its_exit_code(checkpoint: Path, tmp_pat
     assert f"serve {checkpoint}" in shown.stderr
 
 
-@pytest.mark.parametrize("verb", ["engine", "up", "doctor", "quantize"])
+@pytest.mark.parametrize("verb", ["engine", "up", "doctor", "quantize", "plan"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])

@@ -32,6 +32,7 @@ def loaded_by(module: str) -> set[str]:
         "kimi_serve.gateway.run",
         "kimi_serve.testing.fake_engine",
         "kimi_serve.protocol.chat",
+        "kimi_serve.plan.command",
         "kimi_serve.quantize.options",
     ],
 )

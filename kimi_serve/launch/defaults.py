@@ -117,7 +117,7 @@ def _cpu_flags(
         return chosen, notes
     cache_is_set = "--kv-cache-memory-bytes" in said or "VLLM_CPU_KVCACHE_SPACE" in environ
     fitted = sizes.fit(
-        footprint, _attention(environ, machine), machine.memory_available, _wanted(chosen | said, cache_is_set)
+        footprint, attention(environ, machine), machine.memory_available, _wanted(chosen | said, cache_is_set)
     )
     chosen["--max-model-len"] = str(fitted.model_len)
     chosen["--max-num-batched-tokens"] = str(fitted.step_tokens)
@@ -131,7 +131,7 @@ def _cpu_flags(
     return chosen, notes
 
 
-def _attention(environ: Mapping[str, str], machine: Machine) -> sizes.Attention:
+def attention(environ: Mapping[str, str], machine: Machine) -> sizes.Attention:
     """Without AMX, vLLM's MLA is a reference without kernels: there the model caches expanded keys and values."""
     disable = environ.get("VLLM_MLA_DISABLE", "0" if machine.has_amx else "1")
     if disable == "1":
@@ -150,7 +150,7 @@ def _wanted(said: dict[str, str], cache_is_set: bool) -> sizes.Wanted:
 
 def _cpu_environment(said: dict[str, str], environ: Mapping[str, str], machine: Machine) -> dict[str, str]:
     environment = _preload(environ, machine) | HUGE_PAGES
-    if "VLLM_MLA_DISABLE" not in environ and _attention(environ, machine) == "expanded":
+    if "VLLM_MLA_DISABLE" not in environ and attention(environ, machine) == "expanded":
         environment["VLLM_MLA_DISABLE"] = "1"
     if not machine.knows_vllm:
         environment["PYTHONPATH"] = ":".join([str(VLLM_NAME), *filter(None, [environ.get("PYTHONPATH")])])
@@ -201,4 +201,4 @@ def _gpu_flags(machine: Machine, footprint: Footprint | None) -> tuple[dict[str,
     if footprint and machine.gpus and footprint.weights > machine.gpus[0].memory:
         gib = footprint.weights / sizes.GIB
         notes.append(f"weights are {gib:.0f} GiB, more than one {machine.gpus[0].name}: use --tensor-parallel-size")
-    return {"--max-model-len": "auto", "--max-num-batched-tokens": "8192"}, notes
+    return {"--max-model-len": "auto", "--max-num-batched-tokens": str(sizes.GPU_STEP_TOKENS)}, notes

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kimi_serve.errors import CheckpointError
-from kimi_serve.inputs.config import load_checkpoint
+from kimi_serve.inputs.config import Checkpoint, load_checkpoint
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "kimi-vl-nano"
 
@@ -20,10 +20,15 @@ class Footprint:
 
 def read(directory: Path) -> Footprint:
     checkpoint = load_checkpoint(directory)
-    text = checkpoint.model.text
     weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     if not weights:
         raise CheckpointError(f"{directory}: holds no *.safetensors file")
+    return of(checkpoint, weights)
+
+
+def of(checkpoint: Checkpoint, weights: int) -> Footprint:
+    """What a configuration needs, with weights of so many bytes."""
+    text = checkpoint.model.text
     return Footprint(
         weights=weights,
         latent_per_token=2 * text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim),

@@ -17,7 +17,9 @@ Attention = Literal["latent", "expanded", "reference"]
 LONGEST = {"latent": 1 << 30, "expanded": 32_768, "reference": 16_384}
 # Below this a machine cannot hold one picture and an answer: better said before the engine starts.
 SHORTEST = 2_048
+BLOCK = 128  # tokens: the largest cache block of vLLM's backends for this model
 FULL_LENGTH_REQUESTS = 4  # that the cache should hold at once
+GPU_STEP_TOKENS = 8_192  # of one engine step on a GPU: the largest image and a prompt
 ENGINE_OVERHEAD = 3 * GIB  # three Python processes with torch, and the activations of a step
 
 
@@ -41,20 +43,30 @@ class Sizes:
 def fit(footprint: Footprint, attention: Attention, available: int, wanted: Wanted) -> Sizes:
     """Sizes for `available` bytes of memory. What a person set is not judged: vLLM does that."""
     per_token = cache_per_token(footprint, attention) * wanted.value_bytes // 2
-    needed = int(footprint.weights * wanted.value_bytes / 2 * 1.1) + ENGINE_OVERHEAD
-    spare = int((available - needed) * 0.8)
+    needed = without_cache(footprint, wanted.value_bytes)
+    spare = int((available - needed) * 0.8) // MIB * MIB
     longest = min(footprint.max_positions, LONGEST[attention])
-    affordable = longest if wanted.cache_is_set else min(longest, spare // per_token // 128 * 128)
+    affordable = longest if wanted.cache_is_set else min(longest, (spare // per_token // BLOCK - 1) * BLOCK)
     if affordable < SHORTEST:
         raise LaunchError(
             f"memory: {available / GIB:.1f} GiB are free, the model needs {needed / GIB:.1f} GiB and "
             f"{SHORTEST * per_token / 0.8 / GIB:.2f} GiB of cache; free memory, or set --kv-cache-memory-bytes"
         )
     model_len = wanted.model_len or affordable
-    one = model_len * per_token
+    one = whole_blocks(model_len) * per_token
     several = min(FULL_LENGTH_REQUESTS, wanted.sequences or FULL_LENGTH_REQUESTS) * one
-    cache = max(one, min(several, available // 8), 256 * MIB)
-    return Sizes(model_len, step_tokens(footprint, attention, model_len), max(1, min(cache, spare) // MIB) * MIB)
+    cache = -(-max(one, min(several, available // 8), 256 * MIB) // MIB) * MIB
+    return Sizes(model_len, step_tokens(footprint, attention, model_len), max(MIB, min(cache, spare)))
+
+
+def whole_blocks(tokens: int) -> int:
+    """Tokens that a cache must have room for to hold so many: vLLM keeps one block empty, and rounds up the others."""
+    return (-(-tokens // BLOCK) + 1) * BLOCK
+
+
+def without_cache(footprint: Footprint, value_bytes: int) -> int:
+    """Bytes of weights, with a tenth for copies that kernels make of them, and of the engine itself."""
+    return int(footprint.weights * value_bytes / 2 * 1.1) + ENGINE_OVERHEAD
 
 
 def image_cache(available: int) -> float:

@@ -21,11 +21,12 @@ from kimi_serve.errors import QuantizeError
 from kimi_serve.inputs.config import Checkpoint, load_checkpoint
 from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.quantize import layout, manifest, scheme
+from kimi_serve.quantize.headers import INDEX, weight_files
 from kimi_serve.quantize.layout import Shard
 from kimi_serve.quantize.manifest import Manifest
 from kimi_serve.quantize.options import Options
 from kimi_serve.quantize.scheme import Scheme
-from kimi_serve.quantize.source import INDEX, Weights, weight_files
+from kimi_serve.quantize.source import Weights
 from kimi_serve.quantize.writer import Quantizer, sync_folder, write_atomically
 
 CONFIG = "config.json"

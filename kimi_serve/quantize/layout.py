@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kimi_serve.errors import CheckpointError
 from kimi_serve.inputs.tensors import Shape
+from kimi_serve.quantize.headers import SIZES, Stored
 from kimi_serve.quantize.scheme import Format, Scheme
-from kimi_serve.quantize.source import SIZES, Stored
 
 FLOATS = ("BF16", "F16", "F32")
 

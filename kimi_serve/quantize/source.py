@@ -1,21 +1,19 @@
-"""Safetensors files, read a few rows at a time. Knows the file format; never what a tensor is for.
+"""Values of safetensors files, read a few rows at a time. Knows bytes; never what a tensor is for.
 
 Headers are read and judged first. Values are read with pread into memory that is freed after use: a mapped file of
 33 GB would count as this process's memory.
 """
 
-import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeGuard
+from typing import Self
 
 import torch
 
 from kimi_serve.errors import CheckpointError
+from kimi_serve.quantize.headers import Stored, read_header, weight_files
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -25,24 +23,6 @@ DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "I32": 4, "I64": 8}
-INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100 << 20  # the format's own limit
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where one tensor lies."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int  # of its first byte in the file
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * SIZES[self.dtype]
 
 
 class Weights:
@@ -95,56 +75,3 @@ class Weights:
                 raise CheckpointError(f"{tensor.file}: ended while tensor {tensor.name!r} was read")
             done += got
         return data
-
-
-def weight_files(directory: Path) -> list[str]:
-    """The files that the index names; without an index, all of them."""
-    index = directory / INDEX
-    if index.exists():
-        try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index}: cannot be read as an index of weights: {error!r}") from error
-        if missing := sorted(file for file in files if not (directory / file).is_file()):
-            raise CheckpointError(f"{index}: names {missing[0]}, which is not there")
-        return sorted(files)
-    files = {path.name for path in directory.glob("*.safetensors")}
-    if not files:
-        raise CheckpointError(f"{directory}: holds no *.safetensors file")
-    return sorted(files)
-
-
-def read_header(path: Path) -> list[Stored]:
-    """Raise CheckpointError for a file that is cut short or is no safetensors file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise CheckpointError(f"{path}: is no safetensors file: its header would be {length} of {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: its header is not JSON: {error}") from error
-    tensors = [_entry(path, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
-    for tensor in tensors:
-        if tensor.offset + tensor.nbytes > size:
-            end = tensor.offset + tensor.nbytes
-            raise CheckpointError(f"{path}: tensor {tensor.name!r} ends at byte {end}; the file has {size}")
-    return tensors
-
-
-def _entry(path: Path, name: str, entry: Mapping[str, object], base: int) -> Stored:
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in SIZES:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype}; supported: {', '.join(SIZES)}")
-    if not _are_integers(shape) or not _are_integers(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{path}: tensor {name!r} has shape {shape} and offsets {offsets}; expected integers")
-    tensor = Stored(name, dtype, tuple(shape), path.name, base + offsets[0])
-    if offsets[1] - offsets[0] != tensor.nbytes:
-        taken = offsets[1] - offsets[0]
-        raise CheckpointError(f"{path}: tensor {name!r} takes {taken} bytes; {dtype} {shape} needs {tensor.nbytes}")
-    return tensor
-
-
-def _are_integers(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(isinstance(each, int) and each >= 0 for each in value)

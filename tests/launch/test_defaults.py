@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kimi_serve.errors import LaunchError
-from kimi_serve.launch import defaults, flags
+from kimi_serve.launch import defaults, flags, sizes
 from kimi_serve.launch.footprint import Footprint
 from kimi_serve.launch.machine import Gpu, Machine
 from tests.launch.conftest import machine
@@ -93,8 +93,19 @@ def test_the_context_shrinks_to_what_memory_holds_and_says_so() -> None:
     made = plan(machine(memory_available=41 << 30), LARGE)
     length = int(chosen(made)["--max-model-len"])
     assert 2_048 <= length < 131_072
-    assert int(chosen(made)["--kv-cache-memory-bytes"]) >= length * LARGE.latent_per_token - (1 << 20)
+    assert int(chosen(made)["--kv-cache-memory-bytes"]) >= length * LARGE.latent_per_token
     assert any(f"context is {length} of the model's 131072" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("attention", ["expanded", "latent"])
+def test_the_cache_holds_a_request_of_the_context_and_the_block_that_vllm_keeps_empty(
+    attention: sizes.Attention,
+) -> None:
+    """vLLM refuses to start otherwise. In tight memory the cache is all that is left."""
+    for free in range(42_500 << 20, 48_000 << 20, 97 << 20):
+        fitted = sizes.fit(LARGE, attention, free, sizes.Wanted())
+        blocks = -(-fitted.model_len // 128) + 1
+        assert fitted.cache >= blocks * 128 * sizes.cache_per_token(LARGE, attention)
 
 
 def test_a_model_that_cannot_fit_is_refused_with_both_sizes() -> None:

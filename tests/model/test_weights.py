@@ -1,11 +1,9 @@
 """Checkpoint names: the published files' tensors, all of them, and what happens to one that does not belong."""
 
-import base64
 import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,10 +17,10 @@ from kimi_serve.errors import CheckpointError
 from kimi_serve.inputs.config import parse_model_config
 from kimi_serve.inputs.tensors import expected_tensors, num_parameters
 from kimi_serve.model.weights import Inventory
+from tests.model import published
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FULL_SIZE_CONFIG = HERE / "full_size_config.json"
 PUBLISHED_PARAMETERS = 16_407_656_048  # 32.8 GB in bfloat16, as published
 LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 UNMARKED = re.compile(r"\.\d+\.")
@@ -30,11 +28,11 @@ UNMARKED = re.compile(r"\.\d+\.")
 
 @pytest.fixture(scope="module")
 def full_size() -> dict[str, tuple[int, ...]]:
-    return expected_tensors(parse_model_config(json.loads(FULL_SIZE_CONFIG.read_text(encoding="utf-8"))))
+    return expected_tensors(parse_model_config(json.loads(published.CONFIG.read_text(encoding="utf-8"))))
 
 
 def test_full_size_configuration_has_the_published_parameters(full_size):
-    config = parse_model_config(json.loads(FULL_SIZE_CONFIG.read_text(encoding="utf-8")))
+    config = parse_model_config(json.loads(published.CONFIG.read_text(encoding="utf-8")))
     assert num_parameters(config) == PUBLISHED_PARAMETERS
 
 
@@ -121,7 +119,7 @@ def test_only_the_first_layer_is_dense(full_size):
 
 
 def test_checkpoint_trained_with_greedy_routing_has_no_correction_bias():
-    raw = json.loads(FULL_SIZE_CONFIG.read_text(encoding="utf-8"))
+    raw = json.loads(published.CONFIG.read_text(encoding="utf-8"))
     raw["text_config"]["topk_method"] = "greedy"
     assert not [name for name in expected_tensors(parse_model_config(raw)) if "e_score_correction_bias" in name]
 
@@ -187,10 +185,7 @@ def test_quantized_checkpoint_still_refuses_a_bias_of_another_shape():
 @pytest.mark.engine
 def test_full_size_model_builds_without_memory(tmp_path, golden_pack):
     """vLLM's own construction of our class; nothing is allocated."""
-    shutil.copy(golden_pack / "checkpoint" / "preprocessor_config.json", tmp_path)
-    shutil.copy(FULL_SIZE_CONFIG, tmp_path / "config.json")
-    write_vocabulary(tmp_path)
-    write_special_tokens(golden_pack / "checkpoint" / "tokenizer_config.json", tmp_path)
+    published.write(tmp_path, golden_pack / "checkpoint")
     ran = run_python("-m", "tests.model.build_full_size", str(tmp_path))
     assert ran.returncode == 0, ran.stderr[-4000:]
     built = json.loads(ran.stdout.splitlines()[-1])
@@ -223,18 +218,3 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         timeout=240,
         check=False,
     )
-
-
-def write_special_tokens(golden: Path, folder: Path) -> None:
-    """The golden names at the published ids, which follow the published 163,584 byte pairs."""
-    config = json.loads(golden.read_text())
-    shift = 163_584 - 1024
-    config["added_tokens_decoder"] = {str(int(i) + shift): token for i, token in config["added_tokens_decoder"].items()}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def write_vocabulary(directory: Path) -> None:
-    """A stand-in for tiktoken.model of the published size: single bytes, then made-up pairs."""
-    tokens = [bytes([i]) for i in range(256)] + [b"\xff" + i.to_bytes(3, "big") for i in range(163584 - 256)]
-    lines = (base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens))
-    (directory / "tiktoken.model").write_bytes(b"\n".join(lines))

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.inputs.tensors import expected_tensors
+from kimi_serve.quantize.headers import INDEX
 from kimi_serve.quantize.packing import pack, unpack
 from kimi_serve.quantize.reading import Model
-from kimi_serve.quantize.source import INDEX, Weights
+from kimi_serve.quantize.source import Weights
 
 Quantized = Callable[..., Path]
 LAYER = "language_model.model.layers.1"

@@ -1,0 +1,27 @@
+"""What `kimi-serve plan` says of the cache is what vLLM counted when the engine started."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from kimi_serve.launch import footprint
+from kimi_serve.launch.machine import read_isa
+from kimi_serve.launch.sizes import BLOCK, GIB, cache_per_token
+from kimi_serve.plan import memory
+from tests.stack.served import CONTEXT, Server
+
+SPACE = GIB  # what the server is started with
+VALUE_BYTES = torch.float32.itemsize  # its --dtype
+
+
+def test_vllm_counts_the_planned_tokens_of_cache(server: Server, checkpoint: Path) -> None:
+    said = re.search(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens", server.log)
+    assert said is not None
+    attention = "latent" if {"amx_tile", "amx_bf16"} <= read_isa() else "expanded"
+    per_token = cache_per_token(footprint.read(checkpoint), attention) * VALUE_BYTES // 2
+    assert int(said[2].replace(",", "")) == CONTEXT
+    tokens = int(said[1].replace(",", ""))
+    assert tokens == SPACE // (BLOCK * per_token) * BLOCK
+    # One block of these stays empty.
+    assert memory.requests_in(SPACE, per_token, CONTEXT) == (tokens - BLOCK) // CONTEXT
