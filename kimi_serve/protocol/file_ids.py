@@ -40,7 +40,7 @@ def of_body(body: Json) -> Iterator[FileId]:
                     yield from _of_parts(item.get(key), f"{name}[{index}].{key}")
 
 
-def _of_parts(parts: object, where: str) -> Iterator[FileId]:
+def _of_parts(parts: object, where: str, *, is_result: bool = False) -> Iterator[FileId]:
     for number, part in enumerate(parts if isinstance(parts, list) else ()):
         if not isinstance(part, dict):
             continue
@@ -54,8 +54,8 @@ def _of_parts(parts: object, where: str) -> Iterator[FileId]:
                 yield FileId(f"{place}.file_id", part, "image_url")
             case "image" | "document" if _names(part.get("source")):
                 yield FileId(f"{place}.source.file_id", part["source"], "source")
-            case "tool_result":
-                yield from _of_parts(part.get("content"), f"{place}.content")
+            case "tool_result" if not is_result:  # there is none within another
+                yield from _of_parts(part.get("content"), f"{place}.content", is_result=True)
 
 
 def _names(holder: object) -> bool:

@@ -7,32 +7,16 @@ So limits, costs, metrics, the log and the answer are those of a live request wi
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
 from starlette.types import ASGIApp, Message
 
+from kimi_serve.gateway.batches.patience import Answer
 from kimi_serve.gateway.batches.records import Endpoint
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.protocol.errors import ApiError
-
-
-@dataclass(slots=True)
-class Answer:
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-    @property
-    def retry_after(self) -> float | None:
-        value = self.headers.get("retry-after", "")
-        return float(value) if value.isdigit() else None
-
-    @classmethod
-    def refused(cls, error: ApiError) -> Answer:
-        return cls(error.status, error.headers(), msgspec.json.encode(error.envelope()))
 
 
 @dataclass(frozen=True, slots=True)

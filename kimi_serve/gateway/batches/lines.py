@@ -97,7 +97,7 @@ def _checked(raw: bytes, endpoint: Endpoint, limits: Limits, places: Mapping[str
     if len(raw) > limits.line_bytes:
         raise _RefusedError("line_too_long", f"the line has more than {limits.line_bytes} bytes")
     try:
-        asked = msgspec.json.decode(raw, type=_Asked)
+        asked = msgspec.json.decode(raw.decode(), type=_Asked)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         message = "the line is not a JSON object with custom_id, method, url and body"
         raise _RefusedError("invalid_json_line", message) from None

@@ -17,16 +17,15 @@ from typing import Final, Self
 
 from kimi_serve.gateway.archive import Archive
 from kimi_serve.gateway.batches import lines, results
-from kimi_serve.gateway.batches.asking import Answer, Asker
+from kimi_serve.gateway.batches.asking import Asker
 from kimi_serve.gateway.batches.lines import Line
 from kimi_serve.gateway.batches.outputs import write_outputs
+from kimi_serve.gateway.batches.patience import LONGEST_PAUSE_S, Answer, Patience
 from kimi_serve.gateway.batches.records import Batch, Problem
 from kimi_serve.gateway.files.database import FilesAwayError
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.protocol.errors import ApiError
 
-_LONGEST_PAUSE_S: Final = 30.0
-_COME_BACK: Final = (429, 503)
 _FORGETS_EVERY_S: Final = 3600.0
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class Runner:
                     await self._to_its_end(run)
                     is_over = True
                 except* FilesAwayError:  # what was not kept is done again
-                    await asyncio.sleep(_LONGEST_PAUSE_S)
+                    await asyncio.sleep(LONGEST_PAUSE_S)
         finally:
             del self._runs[run.batch.id]
             self._count()
@@ -152,30 +151,27 @@ class Runner:
             try:
                 await self._archive.batches.answer(batch, line.number, result, is_good=is_good)
             except FilesAwayError:
-                await asyncio.sleep(_LONGEST_PAUSE_S)
+                await asyncio.sleep(LONGEST_PAUSE_S)
             else:
                 self._gateway.metrics.batch_lines.labels("completed" if is_good else "failed").inc()
                 return
 
     async def _answered(self, run: _Run, line: Line) -> tuple[Answer, str]:
         """The answer that counts, and the id of its request: as often as it takes, while somebody says to come back."""
-        loop, failures, asked = asyncio.get_running_loop(), 0, 0
+        loop, asked = asyncio.get_running_loop(), 0
+        patience = Patience(self._rules.attempts, self._rules.retry_s)
         while True:
-            while (pause := run.paused_until - loop.time()) > 0:
-                await asyncio.sleep(pause)
+            while (left_s := run.paused_until - loop.time()) > 0:
+                await asyncio.sleep(left_s)
             async with self._places:
                 asked += 1
                 name = f"{run.batch.id}-{line.number}-{asked}"
                 answer = await self._ask(run.batch, line, name)
-            if answer.status in _COME_BACK and answer.retry_after is not None:
-                pause = answer.retry_after
-            elif answer.status >= 500 and failures + 1 < self._rules.attempts:
-                failures += 1
-                pause = self._rules.retry_s * 2**failures
-            else:
+            pause_s = patience.pause(answer)
+            if pause_s is None:
                 return answer, name
             self._gateway.metrics.batch_retries.inc()
-            run.paused_until = max(run.paused_until, loop.time() + min(pause, _LONGEST_PAUSE_S))
+            run.paused_until = max(run.paused_until, loop.time() + pause_s)
 
     async def _ask(self, batch: Batch, line: Line, name: str) -> Answer:
         path = self._archive.files.path(batch.input_hash)

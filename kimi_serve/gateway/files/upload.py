@@ -53,7 +53,8 @@ async def _read(request: Request, form: Form, upload: Upload, reservation: Reser
         reservation.reserve(len(data))
         for part in form.feed(data):
             waiting += part
-        reservation.release(reservation.held - len(waiting))
+        # The parser may have held back what looked like a boundary, and hand it on with a later part.
+        reservation.release(max(0, reservation.held - len(waiting)))
         if read - upload.counted - len(waiting) > _AROUND:
             raise ApiError("invalid_upload", f"the form holds more than {_AROUND} bytes beside its file")
         _refuse_early(form)

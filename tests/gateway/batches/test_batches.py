@@ -72,7 +72,7 @@ def test_pictures_go_by_their_bytes_and_by_their_ids(client: openai.OpenAI, fron
     done = ended(client, order(client, lines_of([chat_body([part]) for part in parts])).id)
     assert done.status == "completed"
     sent = [json.loads(request.body)["messages"][0]["content"][0] for request in front.engines[0].record.requests]
-    assert sent[0] == sent[1]
+    assert sent[0]["uuid"] == sent[1]["uuid"]  # the second may stay out: the engine holds it by then
 
 
 def test_what_is_wrong_with_lines_is_told_by_number_before_anything_is_asked(

@@ -86,7 +86,8 @@ def test_it_is_looked_for_in_every_place_of_a_conversation(front: Front) -> None
     assert front.http.post("/v1/responses", json={"model": MODEL, "input": items}).status_code == 200
     sent = [json.loads(request.body) for request in front.engines[0].record.requests]
     assert sent[0]["messages"][2]["content"][0]["content"][0]["source"]["data"] == URL.partition(",")[2]
-    assert sent[1]["input"][1]["output"][0]["image_url"] == URL
+    named = sent[0]["messages"][2]["content"][0]["content"][0]["source"]["media_type"].partition("uuid=")[2]
+    assert sent[1]["input"][1]["output"][0]["uuid"] == named  # the engine holds it by now
 
 
 @pytest.mark.parametrize("name", parts(""))

@@ -161,9 +161,9 @@ class Trickle:
         self.socket.sendall(data)
 
     def answer(self) -> tuple[int, dict[str, Any]]:
-        response = http.client.HTTPResponse(self.socket)
-        response.begin()
-        return response.status, json.loads(response.read())
+        with self.socket, http.client.HTTPResponse(self.socket) as response:
+            response.begin()
+            return response.status, json.loads(response.read())
 
 
 def test_what_is_under_way_counts_before_all_of_it_is_here(start: Start, folder: Path) -> None:
