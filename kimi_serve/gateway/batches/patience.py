@@ -44,4 +44,4 @@ class Patience:
         if answer.status < 500 or self._failures + 1 >= self.attempts:
             return None
         self._failures += 1
-        return min(self.retry_s * 2**self._failures, LONGEST_PAUSE_S)
+        return min(self.retry_s * (1 << self._failures), LONGEST_PAUSE_S)
