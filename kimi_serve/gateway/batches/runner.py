@@ -74,7 +74,7 @@ class Runner:
     def cancelled(self, batch_id: str) -> None:
         """The store says so already."""
         run = self._runs.get(batch_id)
-        if run is not None and run.limit is not None:
+        if run is not None and run.limit is not None and not run.limit.expired():
             run.limit.reschedule(asyncio.get_running_loop().time())
 
     async def _run(self, run: _Run) -> None:
@@ -125,12 +125,15 @@ class Runner:
     async def _ask_all(self, run: _Run) -> None:
         """Returns when all have answers, the window is over, or the batch is cancelled."""
         left = await self._archive.batches.unanswered(run.batch)
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(run.batch.expires - time.time()) as run.limit:
-                if (await self._archive.batches.get(run.batch.tenant, run.batch.id)).status != "in_progress":
-                    return  # it was cancelled in the moment before `run.limit` was there
-                await self._with_workers(run, left)
-        run.limit = None
+                now = await self._archive.batches.get(run.batch.tenant, run.batch.id)
+                if now.status == "in_progress":  # else it was cancelled in the moment before `run.limit` was there
+                    await self._with_workers(run, left)
+        except TimeoutError:
+            logger.info("batch stopped", extra={"batch": run.batch.id, "tenant": run.batch.tenant})
+        finally:
+            run.limit = None
 
     async def _with_workers(self, run: _Run, left: Sequence[Line]) -> None:
         waiting = iter(left)

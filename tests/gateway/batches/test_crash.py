@@ -137,6 +137,22 @@ def test_a_kill_in_any_state_loses_nothing(checkpoint: Path, tmp_path: Path, eng
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_an_orderly_end_waits_for_no_batch_and_loses_nothing(
+    checkpoint: Path, tmp_path: Path, engine: tuple[FakeEngine, str]
+) -> None:
+    with ExitStack() as stack:
+        gateways = Gateways(stack, checkpoint, tmp_path, engine[1])
+        batch = order(gateways.client, lines_of(bodies(gateways.client)))
+        wait_until_asked(engine[0], LINES // 4)
+        gateways.door.process.send_signal(signal.SIGTERM)
+        assert gateways.door.process.wait(60) == 0
+        gateways.start()
+        assert ended(gateways.client, batch.id, 600).status == "completed"
+        assert_every_line_once(gateways.client, batch.id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_engine_is_killed_at_random_points(checkpoint: Path, tmp_path: Path) -> None:
     chance = random.Random(3)
     options = {"max_model_len": 8192, "ttft_s": 0.05, "tokens": 3}
