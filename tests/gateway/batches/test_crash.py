@@ -191,4 +191,10 @@ def completed(client: openai.OpenAI, batch_id: str) -> int:
 
 
 def again(stack: ExitStack, dead: Served, options: dict[str, object]) -> Served:
-    return stack.enter_context(in_process(FAKE, options=options, port=dead.port))
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return stack.enter_context(in_process(FAKE, options=options, port=dead.port))
+        except OSError:  # it is not quite dead
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
