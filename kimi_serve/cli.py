@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kimi_serve import __version__
 from kimi_serve.errors import KimiServeError, LaunchError
+from kimi_serve.gateway import batch_options
 from kimi_serve.launch import doctor, engine, flags, up
 from kimi_serve.plan import options as plan_options
 from kimi_serve.quantize import options as quantize_options
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_up(verbs)
     _add_gateway(verbs)
     _add_keys(verbs)
+    _add_batch(verbs)
     _add_doctor(verbs)
     _add_quantize(verbs)
     _add_plan(verbs)
@@ -103,6 +105,17 @@ def _add_keys(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         keys_command.add_arguments(verb)
 
 
+def _add_batch(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "batch",
+        help="answer a file of requests through a server that runs, with a progress bar",
+        description="Answer every line of a file through a server that runs. Stopped at any point, the same command "
+        "goes on; docs/files.md says what the lines look like.",
+        allow_abbrev=False,
+    )
+    batch_options.add_arguments(verb)
+
+
 def _add_doctor(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser(
         "doctor",
@@ -149,6 +162,8 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         return _gateway(options)
     if options.verb == "keys":
         return _keys(options, others)
+    if options.verb == "batch":
+        return _batch(options, others)
     if options.verb == "quantize":
         return _quantize(options, others)
     if options.verb == "plan":
@@ -206,6 +221,17 @@ def _keys(options: argparse.Namespace, others: list[str]) -> int:
 
     print(keys_command.run(options))
     return 0
+
+
+def _batch(options: argparse.Namespace, others: list[str]) -> int:
+    for package in ("msgspec", "aiohttp"):
+        if importlib.util.find_spec(package) is None:
+            raise LaunchError(f"batch: {package} is not installed; pip install 'kimi_serve[gateway]'")
+    if others:
+        raise LaunchError(f"{others[0]}: not an option of batch")
+    from kimi_serve.gateway import batch_command
+
+    return batch_command.run(batch_options.from_arguments(options))
 
 
 def _quantize(options: argparse.Namespace, others: list[str]) -> int:

@@ -11,15 +11,18 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from kimi_serve import __version__
 from kimi_serve.gateway import logs, refusals
+from kimi_serve.gateway.batches.asking import Asker
+from kimi_serve.gateway.batches.runner import Runner
 from kimi_serve.gateway.gateway import Gateway, running
 from kimi_serve.gateway.middleware.access_log import AccessLog
 from kimi_serve.gateway.middleware.lane import Lane
 from kimi_serve.gateway.middleware.request_id import RequestId
 from kimi_serve.gateway.parting import Parting, is_unread
-from kimi_serve.gateway.routes import generate, local
+from kimi_serve.gateway.routes import batches, files, generate, local
 from kimi_serve.gateway.routes.documented import Documented
 from kimi_serve.gateway.settings import Settings
 from kimi_serve.gateway.streaming import ClientGoneError
@@ -32,13 +35,15 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         asyncio.get_running_loop().set_exception_handler(logs.of_loop)
-        async with running(settings) as gateway:
+        async with running(settings) as gateway, _batches(gateway, app) as runner:
             opened(gateway)
-            yield {"gateway": gateway}
+            yield {"gateway": gateway, "runner": runner}
 
     app = Documented(title="kimi_serve", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.include_router(generate.router)
     app.include_router(local.router)
+    app.include_router(files.router)
+    app.include_router(batches.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(ClientGoneError, _gone)
@@ -47,6 +52,16 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
     app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     return app
+
+
+@asynccontextmanager
+async def _batches(gateway: Gateway, app: ASGIApp) -> AsyncIterator[Runner | None]:
+    """What runs them, where files are kept."""
+    if gateway.archive is None:
+        yield None
+        return
+    async with Runner(gateway, gateway.archive, Asker(app, gateway)) as runner:
+        yield runner
 
 
 async def _refused(request: Request, error: Exception) -> Response:

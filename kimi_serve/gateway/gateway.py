@@ -12,6 +12,7 @@ from kimi_serve.errors import ConfigError
 from kimi_serve.gateway import tracing
 from kimi_serve.gateway.admission.ledger import BytesLedger
 from kimi_serve.gateway.admission.slots import Admission, Bounds, Capacity
+from kimi_serve.gateway.archive import Archive
 from kimi_serve.gateway.identity import Identity
 from kimi_serve.gateway.leaving import Leaving
 from kimi_serve.gateway.media.fetch import Fetcher, FetchRules
@@ -41,6 +42,7 @@ class Gateway:
     retries: RetryBudget
     leaving: Leaving
     tracer: Tracer
+    archive: Archive | None  # files and batches, where a folder is set
 
     def measure(self) -> None:
         """Gauges follow what the parts say at the moment of a scrape."""
@@ -56,6 +58,9 @@ class Gateway:
         m.draining.set(seen.is_draining or self.leaving.is_announced)
         m.bytes_in_flight.set(self.ledger.total)
         m.ready_replicas.set(self.fleet.ready)
+        if self.archive is not None:
+            m.files.set(self.archive.files.room.total.files)
+            m.file_bytes.set(self.archive.files.room.total.bytes)
         m.keys.seen = self.identity.standing()
         m.measure(self.fleet.snapshot())
 
@@ -93,6 +98,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             RetryBudget(settings.replicas.retry_percent),
             Leaving(),
             await stack.enter_async_context(tracing.opened(settings.tracing)),
+            await stack.enter_async_context(Archive.opened(settings)),
         )
         await stack.enter_async_context(fleet.running())
         yield gateway

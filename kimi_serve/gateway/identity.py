@@ -104,6 +104,15 @@ class Identity:
         key = await self._verifier.verify(presented)
         return Caller(key.tenant, key.priority, key, cache_salt(key.tenant, self._secret))
 
+    async def caller_with(self, key_id: str | None) -> Caller:
+        """Who once sent this key, if it is still good; None: where there were no keys."""
+        if self._verifier is None or key_id is None:
+            if key_id is not None or self._verifier is not None:
+                raise ApiError("invalid_key", "this server's keys are not those that the batch was made with")
+            return Caller(ANONYMOUS, "normal", None, None)
+        key = await self._verifier.by_id(key_id)
+        return Caller(key.tenant, key.priority, key, cache_salt(key.tenant, self._secret))
+
     async def charge(self, caller: Caller, estimate: Cost) -> Charge | None:
         return None if caller.key is None else await charge(self._counters, caller.key, estimate)
 

@@ -77,6 +77,10 @@ class Metrics:
         )
         self.fetched_bytes = counter("fetched_bytes", "Bytes of pictures fetched from URLs")
         self.fetch_failures = counter("fetch_failures", "Pictures that could not be fetched, by code", "code")
+        self.uploaded_files = counter("uploaded_files", "Files that clients left here")
+        self.uploaded_bytes = counter("uploaded_file_bytes", "Bytes of the files that clients left here")
+        self.batch_lines = counter("batch_lines", "Lines of batches that have their answer, by outcome", "outcome")
+        self.batch_retries = counter("batch_line_retries", "Times that a batch's line was told to come back, or failed")
 
     def _time_and_size(self) -> None:
         def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
@@ -109,6 +113,9 @@ class Metrics:
         self.bytes_in_flight = gauge("in_flight_bytes", "Bodies in memory")
         self.connections = gauge("connections", "Connections of clients")
         self.ready_replicas = gauge("ready_replicas", "Engines that are ready")
+        self.files = gauge("files", "Files that are kept")
+        self.file_bytes = gauge("file_bytes", "Bytes of all files that are kept, each counted by itself")
+        self.batches = gauge("running_batches", "Batches that have not ended")
         self.draining = gauge("draining", "1 while the gateway is shutting down")
 
     def tenant(self, name: str) -> str:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from kimi_serve.gateway import parcel, tracing
 from kimi_serve.gateway.admission.ledger import Reservation
 from kimi_serve.gateway.dialects import ANTHROPIC, CHAT, RESPONSES, Dialect
+from kimi_serve.gateway.files.references import fill_in
 from kimi_serve.gateway.forward import Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
@@ -26,7 +27,7 @@ from kimi_serve.protocol.errors import ApiError
 
 
 async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> Work:
-    given = _given(gateway, raw, request)
+    given = await _given(gateway, caller, raw, reservation, request)
     asked = chat.parse_chat(given.body, most_choices=gateway.settings.policy.max_choices)
     return await _work(gateway, caller, given, asked, reservation, _Route("/v1/chat/completions"))
 
@@ -34,7 +35,7 @@ async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: R
 async def messages_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
-    given = _given(gateway, raw, request)
+    given = await _given(gateway, caller, raw, reservation, request)
     told = anthropic.parse(given.body)
     given = replace(given, messages=told)
     return await _work(gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC))
@@ -43,7 +44,7 @@ async def messages_work(
 async def responses_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
-    given = _given(gateway, raw, request)
+    given = await _given(gateway, caller, raw, reservation, request)
     route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"))
     return await _work(gateway, caller, given, responses.parse(given.body), reservation, route)
 
@@ -68,14 +69,22 @@ class _Given:
     messages: anthropic.Messages | None = None  # where its pictures are to be written back
 
 
-def _given(gateway: Gateway, raw: bytes, request: Request) -> _Given:
+async def _given(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> _Given:
     arrived = time.monotonic()
     body = chat.parse_object(raw)
     changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    changed |= await with_files(gateway, caller, body, reservation)
     journey: Journey = request.scope["state"]["journey"]
     if journey.span.is_recorded:
         journey.asked = tracing.of_request(body)
     return _Given(raw, body, changed, request.headers, arrived, journey)
+
+
+async def with_files(gateway: Gateway, caller: Caller, body: Json, reservation: Reservation) -> bool:
+    """The bytes of the files that a body names, in their places; whether it names any."""
+    files = None if gateway.archive is None else gateway.archive.files
+    most = gateway.settings.body.max_bytes
+    return await fill_in(body, files, caller.tenant, reservation, most)
 
 
 async def _work(
@@ -118,7 +127,7 @@ def _parcel(given: _Given, asked: ChatRequest, names: Sequence[bytes], *, change
 async def completion_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
-    given = _given(gateway, raw, request)
+    given = await _given(gateway, caller, raw, reservation, request)
     body, changed = given.body, given.changed
     model, limit = model_of(gateway, caller, chat.field(body, "model", str))
     given.journey.model, given.journey.stream = model, bool(chat.field(body, "stream", bool))

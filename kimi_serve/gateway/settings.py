@@ -144,6 +144,31 @@ class Keys(Section):
     )
 
 
+class FileSettings(Section):
+    folder: Path | None = Field(
+        default=None, description="folder of files and batches, for one gateway alone; without it there are none"
+    )
+    max_bytes: int = Field(default=512 * 2**20, gt=0, description="largest file")
+    bytes_per_tenant: int = Field(default=10 * 2**30, gt=0, description="all files of one tenant together")
+    count_per_tenant: int = Field(default=10_000, gt=0, description="files of one tenant")
+    total_bytes: int = Field(default=100 * 2**30, gt=0, description="all files together, each counted by itself")
+    timeout_s: float = Field(default=600.0, gt=0, description="seconds in which a file must have arrived")
+    expire_s: float = Field(
+        default=2_592_000.0, ge=0, description="seconds after which a file goes that says nothing itself; 0: never"
+    )
+    sweep_s: float = Field(default=60.0, gt=0, description="seconds between two removals of what has expired")
+
+
+class BatchSettings(Section):
+    concurrency: int = Field(default=16, gt=0, description="lines of all batches that are asked at once")
+    max_lines: int = Field(default=50_000, gt=0, description="lines of one batch")
+    per_tenant: int = Field(default=100, gt=0, description="batches of one tenant that have not ended")
+    max_window_s: float = Field(default=604_800.0, gt=0, description="longest completion_window")
+    attempts: int = Field(default=5, gt=0, description="times that a line is asked which engines fail to answer")
+    retry_s: float = Field(default=1.0, gt=0, description="seconds until it is asked again, longer with every time")
+    keep_s: float = Field(default=2_592_000.0, ge=0, description="seconds that a batch which ended can be looked up")
+
+
 class Tracing(Section):
     endpoint: str | None = Field(
         default=None, description="where spans go by OTLP over HTTP, such as http://collector:4318/v1/traces"
@@ -183,6 +208,8 @@ class Settings(BaseSettings):
     stream: Stream = Stream()
     upstream: Upstream = Upstream()
     keys: Keys = Keys()
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
     policy: Policy = Policy()
     tracing: Tracing = Tracing()
 

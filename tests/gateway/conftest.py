@@ -59,12 +59,13 @@ def checkpoint(golden_pack: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint: Path) -> Iterator[Front]:
-    """One gateway for all bodies that a test draws; it fetches nothing, since URLs are drawn too."""
+def alone(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """One gateway for all bodies that a test draws, with every route; it fetches nothing, since URLs are drawn too."""
     engine = FakeEngine(Dials(max_model_len=8192, tokens=2))
     with in_thread(engine) as served:
         replicas = {"urls": [served.url], "check_s": 0.2}
-        chosen = read(None, checkpoint=checkpoint, replicas=replicas, media={"allow_remote": False})
+        kept = {"folder": tmp_path_factory.mktemp("kept")}
+        chosen = read(None, checkpoint=checkpoint, replicas=replicas, media={"allow_remote": False}, files=kept)
         with running(chosen, [engine]) as opened:
             yield opened
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from kimi_serve.gateway import body
 from kimi_serve.gateway.answer import caller_of
 from kimi_serve.gateway.gateway import Gateway
-from kimi_serve.gateway.prepare import measure, model_of
+from kimi_serve.gateway.prepare import measure, model_of, with_files
 from kimi_serve.gateway.routes import schemas
 from kimi_serve.gateway.routes.documented import errors, gives, takes
 from kimi_serve.protocol import anthropic, chat, responses
@@ -48,6 +48,7 @@ async def tokenize(request: Request) -> JSONResponse:
         reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
         asked = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         request.state.journey.model, limit = model_of(gateway, caller, chat.field(asked, "model", str))
+        await with_files(gateway, caller, asked, reservation)
         if "messages" in asked:
             parsed = chat.parse_chat(asked, most_choices=gateway.settings.policy.max_choices)
             cost, _ = await measure(gateway, parsed, reservation, request.state.journey)
@@ -93,6 +94,7 @@ async def _count(request: Request, parse: Callable[[Json], ChatRequest]) -> int:
         reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
         given = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         chat.apply_policy(given, gateway.settings.policy.owned_fields)
+        await with_files(gateway, caller, given, reservation)
         asked = parse(given)
         request.state.journey.model, _ = model_of(gateway, caller, asked.model)
         cost, _ = await measure(gateway, asked, reservation, request.state.journey)

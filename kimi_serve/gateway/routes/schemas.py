@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from kimi_serve.gateway.batches.records import ENDPOINTS
+from kimi_serve.gateway.files.records import EXPIRES_S, PURPOSES, UPLOADED
 from kimi_serve.protocol.errors import CODES
 
 Schema = dict[str, Any]
@@ -47,7 +49,7 @@ _SHARED: Final[dict[str, Schema]] = {
 _PART: Final[Schema] = {
     **ANY,
     "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL; "
-    "file with `file.file_data`, a data URL of a picture",
+    "file with `file.file_data`, a data URL of a picture, or `file.file_id`",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
 _ROLES: Final = ["system", "developer", "user", "assistant", "tool"]
@@ -220,3 +222,77 @@ ERROR: Final = _object(
 ANTHROPIC_ERROR: Final = _object(
     {"type": _constant("error"), "error": _object({"type": STRING, "message": STRING})},
 )
+
+_TIME: Final = _nullable(COUNT)
+_SECONDS: Final[Schema] = {"type": "integer", "minimum": EXPIRES_S[0], "maximum": EXPIRES_S[1]}
+_LIFETIME: Final = _object({"anchor": _constant("created_at"), "seconds": _SECONDS})
+
+UPLOAD: Final = _object(
+    {"file": {"type": "string", "format": "binary"}, "purpose": {**STRING, "enum": list(UPLOADED)}},
+    {"expires_after[anchor]": _constant("created_at"), "expires_after[seconds]": _SECONDS},
+)
+FILE: Final = _object(
+    {
+        "id": STRING,
+        "object": _constant("file"),
+        "bytes": COUNT,
+        "created_at": COUNT,
+        "expires_at": _TIME,
+        "filename": STRING,
+        "purpose": {**STRING, "enum": list(PURPOSES)},
+        "status": _constant("processed"),
+    }
+)
+FILES: Final = _object({"object": _constant("list"), "data": _list_of(FILE), "has_more": {"type": "boolean"}})
+DELETED: Final = _object({"id": STRING, "object": _constant("file"), "deleted": {"type": "boolean"}})
+
+ORDER: Final = _object(
+    {
+        "input_file_id": {**STRING, "minLength": 1},
+        "endpoint": {**STRING, "enum": list(ENDPOINTS)},
+        "completion_window": {**STRING, "pattern": "^[1-9][0-9]{0,8}[smhd]$"},
+    },
+    {"metadata": _nullable({**ANY, "additionalProperties": STRING}), "output_expires_after": _nullable(_LIFETIME)},
+    additionalProperties=False,
+)
+_PROBLEM: Final = _object({"code": STRING, "message": STRING, "param": _nullable(STRING), "line": _nullable(COUNT)})
+_TIMES: Final = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+BATCH: Final = _object(
+    {
+        "id": STRING,
+        "object": _constant("batch"),
+        "endpoint": {**STRING, "enum": list(ENDPOINTS)},
+        "errors": _nullable(_object({"object": _constant("list"), "data": _list_of(_PROBLEM)})),
+        "input_file_id": STRING,
+        "completion_window": STRING,
+        "status": {**STRING, "enum": ["validating", *_TIMES]},
+        "output_file_id": _nullable(STRING),
+        "error_file_id": _nullable(STRING),
+        "created_at": COUNT,
+        "expires_at": COUNT,
+        **{f"{name}_at": _TIME for name in _TIMES},
+        "request_counts": _object({"total": COUNT, "completed": COUNT, "failed": COUNT}),
+        "metadata": _nullable({**ANY, "additionalProperties": STRING}),
+    }
+)
+BATCHES: Final = _object(
+    {
+        "object": _constant("list"),
+        "data": _list_of(BATCH),
+        "first_id": _nullable(STRING),
+        "last_id": _nullable(STRING),
+        "has_more": {"type": "boolean"},
+    }
+)
+
+
+def names(parameter: str) -> dict[str, Any]:
+    """A route with an id in its path."""
+    return {"parameters": [{"name": parameter, "in": "path", "required": True, "schema": STRING}]}
+
+
+def pages(most: int, **more: Schema) -> dict[str, Any]:
+    """A route that gives a list in pages."""
+    limit = {"type": "integer", "minimum": 1, "maximum": most}
+    told = {"after": STRING, "limit": limit, **more}
+    return {"parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in told.items()]}

@@ -102,6 +102,13 @@ class Verifier:
             raise ApiError("invalid_key", _INVALID)
         return key
 
+    async def by_id(self, key_id: str) -> Key:
+        """A key that was verified when it was sent, from its record of now. Raises ApiError as verify does."""
+        key = await self._record(key_id)
+        if key is None or not key.is_usable(datetime.fromtimestamp(self._wall(), UTC)):
+            raise ApiError("invalid_key", _INVALID)
+        return key
+
     def _remembered(self, digest: bytes) -> Key | None:
         known = self._known.get(digest)
         if known is None or self._clock() - known.read >= self._pace.refresh:

@@ -1,0 +1,1 @@
+"""Batches of requests: kept until every line is answered once, whatever happens to the process meanwhile."""
