@@ -32,9 +32,7 @@ READERS: Final = {
     "AVIF": ("AVIF",),
 }
 _PHOTOS: Final = ("JPEG", "WebP", "AVIF")  # have lost something already; PNG would make them many times as large
-_GAP: Final = (
-    3.0  # sides at least so many times the wanted ones are averaged down first: much faster, to the eye the same
-)
+_GAP: Final = 3.0  # sides over so many times the wanted ones are averaged down to that first: faster, and no worse
 Size = tuple[int, int]
 
 
@@ -51,9 +49,8 @@ def scale(data: bytes, kind: str, stated: Size, wanted: Size) -> tuple[str, byte
     image: Image.Image = Image.open(io.BytesIO(data), formats=READERS[kind])
     if kind == "JPEG":
         enough = _GAP * max(wanted) / max(image.size)
-        image.draft(
-            None, (math.ceil(image.width * enough), math.ceil(image.height * enough))
-        )  # halves, quarters, eighths
+        # It decodes a half, a quarter or an eighth of each side, where that is enough.
+        image.draft(None, (math.ceil(image.width * enough), math.ceil(image.height * enough)))
     image = ImageOps.exif_transpose(image)
     wanted = _turned_like(image.size, stated, wanted)
     if image.mode not in ("RGB", "RGBA"):

@@ -78,7 +78,7 @@ def test_a_cap_for_images_without_a_detail_is_the_operators(start: Start) -> Non
     parts = [talks.part("chat", BIG[0]), talks.part("chat", BIG[0], "auto"), talks.part("chat", BIG[0], "original")]
     ask(front, "chat", talks.body("chat", [("user", parts)]))
     assert talks.sizes(front) == [(336, 224), (336, 224), (600, 400)]
-    front.http.post(PATHS["messages"], json=talks.body("messages", [("user", [talks.part("messages", BIG[0])])]))
+    front.http.post(PATHS["messages"], json=talks.body("messages", [("user", [talks.part("messages", BIG[1])])]))
     assert talks.sizes(front) == [(336, 224)]
 
 
@@ -265,8 +265,10 @@ def test_the_openai_package_finds_what_was_done_beside_the_usage(start: Start) -
 
 def test_the_anthropic_package_finds_it_too(start: Start) -> None:
     front = start(dials=HISTORY_LIMIT)
-    http = httpx.Client(trust_env=False)
-    with anthropic.Anthropic(base_url=front.url, api_key="none", http_client=http) as client:
+    with (
+        anthropic.DefaultHttpxClient(trust_env=False) as http,
+        anthropic.Anthropic(base_url=front.url, api_key="none", http_client=http) as client,
+    ):
         answer = client.messages.create(**talks.history("messages", BIG), extra_body={"fit": "elide_oldest"})
         assert answer.model_extra is not None
         assert answer.model_extra["kimi_serve"]["images_left_out"] == 2
