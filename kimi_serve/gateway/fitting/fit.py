@@ -70,7 +70,10 @@ async def fitted(
         seen = await eye.look(few.asked.images, reservation)
     gone = set(unseen)
     pictures = _pictures(gateway, few, seen, [cap for index, cap in enumerate(caps) if index not in gone])
-    plan = _decided(gateway, few, pictures, asking)
+    if asking.fit in (None, "error"):
+        plan = _decided(gateway, few, pictures, asking)
+    else:  # 512 sizes at eight factors, or a long text counted three times: the others' tokens go on meanwhile
+        plan = await asyncio.to_thread(_decided, gateway, few, pictures, asking)
     told = _told(gateway, few, unseen, pictures, plan, asking.fit)
     left = few.without(plan.left_out) if plan.left_out else few
     kept = [index for index, size in enumerate(plan.sizes) if size is not None]

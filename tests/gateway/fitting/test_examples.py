@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from kimi_serve.gateway.fitting import told
-from kimi_serve.gateway.fitting.plan import FITS, STEPS, Bounds, Picture, Plan, decide, shrunk
+from kimi_serve.gateway.fitting.plan import FITS, STEPS, Bounds, Fit, Picture, Plan, decide, shrunk
 from kimi_serve.gateway.fitting.told import Told
 from kimi_serve.gateway.fitting.turns import MARKER
 from kimi_serve.gateway.settings import Media
@@ -15,46 +15,38 @@ INSTRUCT = Geometry(patch_size=14, merge_height=2, merge_width=2, in_token_limit
 SIZE = r"(\d+)x(\d+)"
 
 
-def found(pattern: str) -> list[list[int]]:
+def numbers(pattern: str) -> list[list[int]]:
     rows = re.findall(pattern, DOC, re.MULTILINE)
     return [[int(number.replace(",", "")) for number in row] for row in rows]
 
 
+def planned(fit: Fit) -> Plan:
+    pictures = [Picture((600, 400), 330, None, True)] * 5
+    return decide(fit, pictures, INSTRUCT, Bounds(1000, Media().floor_tokens, 0), lambda gone: 0)
+
+
 def test_the_examples_of_low_detail_are_computed() -> None:
-    rows = [
-        tuple(map(int, row)) for row in re.findall(rf"^\| {SIZE} \| (\d+) \| {SIZE} \| (\d+) \|$", DOC, re.MULTILINE)
-    ]
+    rows = numbers(rf"^\| {SIZE} \| (\d+) \| {SIZE} \| (\d+) \|$")
     assert len(rows) == 6
-    for width, height, tokens, smaller_width, smaller_height, fewer in rows:
+    most = Media().low_tokens
+    for width, height, tokens, *told_size, fewer in rows:
         assert INSTRUCT.num_tokens(width, height) == tokens
-        smaller = (
-            shrunk(INSTRUCT, (width, height), Media().low_tokens) if tokens > Media().low_tokens else (width, height)
-        )
-        assert smaller == (smaller_width, smaller_height)
+        smaller = shrunk(INSTRUCT, (width, height), most) if tokens > most else (width, height)
+        assert list(smaller) == told_size
         assert INSTRUCT.num_tokens(*smaller) == fewer
 
 
-def planned(fit: str) -> Plan:
-    pictures = [Picture((600, 400), 330, None, True)] * 5
-    return decide(fit, pictures, INSTRUCT, Bounds(1000, Media().floor_tokens, 0), lambda gone: 0)  # type: ignore[arg-type]
-
-
 def test_the_examples_of_fit_are_computed() -> None:
-    ((steps, width, height, tokens),) = re.findall(
-        rf"^\| `downscale` \| (\d+)/256 \| five of {SIZE} \| (\d+) \|$", DOC, re.M
-    )
-    found = planned("downscale")
-    assert (found.steps, found.sizes, found.total) == (int(steps), ((int(width), int(height)),) * 5, int(tokens))
-    ((width, height, tokens),) = re.findall(rf"^\| `elide_oldest` \|  ?\| three of {SIZE} \| (\d+) \|$", DOC, re.M)
-    found = planned("elide_oldest")
-    assert (found.sizes, found.total) == ((None, None, *[(int(width), int(height))] * 3), int(tokens))
-    ((steps, each, all_of_them),) = re.findall(
-        r"factor (\d+)/256 would give each picture (\d+) tokens, which is ([\d,]+)", DOC
-    )
-    next_size = shrunk(INSTRUCT, (600, 400), 330 * int(steps) // STEPS)
-    assert int(steps) == planned("downscale").steps + 1
-    assert INSTRUCT.num_tokens(*next_size) == int(each)
-    assert int(all_of_them.replace(",", "")) == 5 * int(each) > 1000
+    ((steps, width, height, tokens),) = numbers(rf"^\| `downscale` \| (\d+)/256 \| five of {SIZE} \| (\d+) \|$")
+    plan = planned("downscale")
+    assert (plan.steps, plan.sizes, plan.total) == (steps, ((width, height),) * 5, tokens)
+    ((next_steps, each, together),) = numbers(r"(\d+)/256 would give each picture (\d+) tokens, which is ([\d,]+)\.")
+    assert next_steps == steps + 1
+    assert INSTRUCT.num_tokens(*shrunk(INSTRUCT, (600, 400), 330 * next_steps // STEPS)) == each
+    assert together == 5 * each > 1000
+    ((width, height, tokens),) = numbers(rf"^\| `elide_oldest` \| \| three of {SIZE} \| (\d+) \|$")
+    plan = planned("elide_oldest")
+    assert (plan.sizes, plan.total) == ((None, None, *[(width, height)] * 3), tokens)
 
 
 def test_every_value_and_field_is_documented() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anthropic
@@ -15,7 +16,7 @@ from tests.gateway.conftest import MODEL, Front, Start
 from tests.gateway.fitting import talks
 from tests.gateway.fitting.talks import COUNTS, DIALECTS, PATHS, Json, data
 from tests.gateway.test_elision import metric
-from tests.gateway.test_gateway import error_of
+from tests.gateway.test_gateway import error_of, eventually
 from tests.gateway.test_tenants import made
 
 BIG = [data(600, 400, seed) for seed in range(5)]
@@ -303,6 +304,45 @@ def test_no_tenant_profits_from_what_was_scaled_for_another(start: Start, tmp_pa
         front.http.post(PATHS["chat"], json=talks.history("chat", BIG[:1] * 5, fit="downscale"), headers=header)
     assert metric(front, "scale_cache_hits_total") == 0
     assert metric(front, "scale_duration_seconds_count") == 2
+
+
+def test_scaling_that_takes_longer_than_a_request_may_wait_is_told_to_come_back(start: Start) -> None:
+    front = start(dials=HISTORY_LIMIT, admission={"deadline_s": 0.001})
+    answer = front.http.post(PATHS["chat"], json=talks.history("chat", BIG, fit="downscale"))
+    assert "5 images were not scaled down" in str(error_of(answer, 503, "queue_timeout")["message"])
+    assert answer.headers["retry-after"]
+    assert front.engines[0].record.count == 0
+    front.assert_idle()
+
+
+def test_many_at_once_are_all_answered_by_a_few_processes(start: Start) -> None:
+    front = start(dials=HISTORY_LIMIT, scaling={"cache_bytes": 0})
+
+    def one(number: int) -> list[int]:
+        own = [data(600, 400, 100 * number + seed) for seed in range(5)]
+        with httpx.Client(base_url=front.url, timeout=120, trust_env=False) as http:
+            answer = http.post(PATHS["chat"], json=talks.history("chat", own, fit="downscale"))
+        assert answer.status_code == 200, answer.text
+        return [each["after"] for each in answer.json()["kimi_serve"]["image_tokens"]]
+
+    with ThreadPoolExecutor(6) as threads:
+        counts = list(threads.map(one, range(6)))
+    assert len({tuple(one) for one in counts}) == 1
+    assert {tuple(tokens(front, talks.sizes(front, index))) for index in range(6)} == {tuple(counts[0])}
+    assert metric(front, "scale_duration_seconds_count") == 30
+    front.assert_idle()
+
+
+def test_the_log_says_what_was_done(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    front = start(dials=HISTORY_LIMIT)
+    with caplog.at_level("INFO", "kimi_serve.access"):
+        ask(front, "chat", talks.history("chat", BIG, fit="elide_oldest"))
+        eventually(lambda: any(one.__dict__.get("images_left_out") for one in caplog.records))
+    lines = [one.__dict__ for one in caplog.records if one.__dict__.get("route") == PATHS["chat"]]
+    assert [(one["fit"], one["images"], one["images_left_out"], one["images_scaled"]) for one in lines] == [
+        ("elide_oldest", 3, 2, 0)
+    ]
+    assert lines[0]["prompt_tokens_before"] - lines[0]["prompt_tokens"] > 600
 
 
 def test_a_count_decodes_nothing(start: Start) -> None:
