@@ -81,7 +81,7 @@ async def _answer(
     except BaseException:
         await _cancel(opening)
         raise
-    headers = journey.ratelimit | {"x-kimi-serve-prompt-tokens": str(work.cost.tokens)}
+    headers = journey.ratelimit | work.headers_told
     return _Stream(_parts(exchange, opening), opening, headers, work.dialect, journey.leave)
 
 
@@ -90,7 +90,9 @@ async def _whole(exchange: Exchange, response: Upstream) -> Response:
     if response.status != 200:
         data = exchange.work.dialect.refusal(data, response.status)
         exchange.journey.reason = ENGINE_REFUSED
-    headers = exchange.journey.ratelimit | {"x-kimi-serve-prompt-tokens": str(exchange.work.cost.tokens)}
+    elif exchange.work.told is not None:
+        data = exchange.work.told.added_to(data)
+    headers = exchange.journey.ratelimit | exchange.work.headers_told
     if response.status in _COME_BACK:  # vLLM's own refusals do not say when
         headers |= {"retry-after": "1", "x-kimi-serve-reason": "engine_busy"}
     if "retry-after" in response.headers:

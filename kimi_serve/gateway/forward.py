@@ -18,6 +18,7 @@ from kimi_serve.gateway.attempt import Attempt
 from kimi_serve.gateway.cost import NOTHING, Cost
 from kimi_serve.gateway.dialects import CHAT, Dialect
 from kimi_serve.gateway.elision import Elision
+from kimi_serve.gateway.fitting.told import Told
 from kimi_serve.gateway.gateway import Gateway, engine_headers
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.gateway.journey import Journey, Stage
@@ -52,6 +53,13 @@ class Work:
     stream: bool
     arrived: float
     dialect: Dialect = CHAT
+    told: Told | None = None  # what was done so that it fits, for the answer
+
+    @property
+    def headers_told(self) -> dict[str, str]:
+        """What every answer to it says in its header."""
+        fit = {} if self.told is None else self.told.header()
+        return {"x-kimi-serve-prompt-tokens": str(self.cost.tokens), **fit}
 
     @property
     def estimate(self) -> Cost:

@@ -23,6 +23,8 @@ from kimi_serve.gateway.replicas.fleet import Fleet
 from kimi_serve.gateway.replicas.health import HealthTimes
 from kimi_serve.gateway.replicas.replica import ReplicaLimits
 from kimi_serve.gateway.replicas.retries import RetryBudget
+from kimi_serve.gateway.scaling.pool import Pool
+from kimi_serve.gateway.scaling.scaler import Cache, Scaler
 from kimi_serve.gateway.settings import Settings
 from kimi_serve.gateway.tracing import Tracer
 from kimi_serve.gateway.upstream import Timeouts, Upstream
@@ -43,6 +45,7 @@ class Gateway:
     leaving: Leaving
     tracer: Tracer
     archive: Archive | None  # files and batches, where a folder is set
+    scaler: Scaler
 
     def measure(self) -> None:
         """Gauges follow what the parts say at the moment of a scrape."""
@@ -99,6 +102,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             Leaving(),
             await stack.enter_async_context(tracing.opened(settings.tracing)),
             await stack.enter_async_context(Archive.opened(settings)),
+            Scaler(await stack.enter_async_context(scalers(settings)), Cache(settings.scaling.cache_bytes)),
         )
         await stack.enter_async_context(fleet.running())
         yield gateway
@@ -134,6 +138,11 @@ def capacity(settings: Settings, ready: int) -> Capacity:
 def timeouts(settings: Settings) -> Timeouts:
     u = settings.upstream
     return Timeouts(u.connect_s, u.first_byte_s, u.between_frames_s, u.total_s, u.unreachable_s)
+
+
+def scalers(settings: Settings) -> Pool:
+    s = settings.scaling
+    return Pool(s.workers, s.timeout_s, s.memory_bytes)
 
 
 def fetch_rules(settings: Settings) -> FetchRules:

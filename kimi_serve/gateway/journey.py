@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from kimi_serve.gateway.fitting.told import Told
+from kimi_serve.gateway.prompt_cost import PromptCost
 from kimi_serve.gateway.streaming import ClientGoneError
 from kimi_serve.gateway.tracing import NO_SPAN, OPERATIONS, Attributes, Kind, Span, Value, of_address
 from kimi_serve.protocol.errors import ApiError
@@ -28,6 +30,7 @@ class Journey:
     images: int = 0
     prompt_tokens: int | None = None
     image_tokens: int = 0
+    told: Told | None = None  # what was done so that it fits
     completion_tokens: int | None = None
     replica: str | None = None
     attempts: int = 0
@@ -67,6 +70,10 @@ class Journey:
             self.left_at = time.monotonic()
             self.left_in, self.reason = self.stage, LEFT
 
+    def fitted(self, cost: PromptCost, told: Told) -> None:
+        self.images, self.image_tokens, self.prompt_tokens = len(cost.image_tokens), sum(cost.image_tokens), cost.tokens
+        self.told = told if told.has_changed else None
+
     def line(self) -> dict[str, object]:
         """The fields of its log line that are known."""
         told: dict[str, object] = {"tenant": self.tenant}
@@ -77,6 +84,9 @@ class Journey:
             told["stream"] = self.stream
         if self.images:
             told |= {"images": self.images, "image_tokens": self.image_tokens}
+        if self.told is not None:
+            told |= {"fit": self.told.fit, "prompt_tokens_before": self.told.tokens_before}
+            told |= {"images_scaled": self.told.scaled, "images_left_out": self.told.left_out}
         if self.attempts > 1:
             told["attempts"] = self.attempts
         if self.ttft_s is not None:

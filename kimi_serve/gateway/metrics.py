@@ -75,6 +75,11 @@ class Metrics:
         self.elision_misses = counter(
             "elision_misses", "Requests sent again with their images: the engine had forgotten"
         )
+        self.scaled_images = counter("scaled_images", "Images scaled down, by what asked for it", "by")
+        self.left_out_images = counter("left_out_images", "Images of a history replaced by a text, for fit")
+        self.spared_tokens = counter("spared_prompt_tokens", "Prompt tokens that detail and fit took away")
+        self.scale_hits = counter("scale_cache_hits", "Scaled images that were at hand from an earlier request")
+        self.scale_failures = counter("scale_failures", "Images that could not be scaled down, by code", "code")
         self.fetched_bytes = counter("fetched_bytes", "Bytes of pictures fetched from URLs")
         self.fetch_failures = counter("fetch_failures", "Pictures that could not be fetched, by code", "code")
         self.uploaded_files = counter("uploaded_files", "Files that clients left here")
@@ -92,6 +97,9 @@ class Metrics:
         self.body_seconds = histogram("body_duration_seconds", "Reading a request's body")
         self.queue_seconds = histogram("queue_duration_seconds", "Waiting for a slot on an engine")
         self.fetch_seconds = histogram("fetch_duration_seconds", "Fetching one remote picture")
+        self.scale_seconds = histogram(
+            "scale_duration_seconds", "Scaling one image down, the wait for a process included"
+        )
         self.cancel_seconds = histogram(
             "cancel_duration_seconds", "From the moment a client is seen to have left until its request holds nothing"
         )

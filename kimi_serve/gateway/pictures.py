@@ -28,6 +28,7 @@ _PLAIN_HEAD: Final = re.compile(r"data:image/[a-z0-9.+-]{1,64};base64")  # the f
 class Seen:
     size: tuple[int, int]  # width, height, upright
     hash: bytes  # of its content
+    format: str  # as its header says
 
     def name(self, salt: str | None) -> bytes:
         """What engines know it by: another for every tenant, so that nobody can meet or guess another's."""
@@ -63,7 +64,7 @@ class Eye:
                     data = await self.fetcher.fetch(image.url)
             except ApiError as error:
                 self.metrics.fetch_failures.labels(error.code).inc()
-                raise _placed(error, image) from error
+                raise placed(error, image) from error
             reservation.reserve(len(data))
             self.metrics.fetched_bytes.inc(len(data))
             found[image.where] = data
@@ -81,15 +82,15 @@ class Eye:
             data = data_urls.decode(image.url, max_bytes=self.rules.max_bytes) if fetched is None else fetched
             header = read_header(data, max_pixels=self.rules.max_pixels)
         except ApiError as error:
-            raise _placed(error, image) from error
+            raise placed(error, image) from error
         self.metrics.formats.labels(header.format).inc()
         self.metrics.pixels.inc(header.width * header.height)
         if fetched is not None or not _PLAIN_HEAD.fullmatch(image.url[: image.url.index(",")]):
             # It asks nobody for the picture then, and no parameter of the client's reaches it.
             image.holder[image.key] = data_urls.encode(data, MEDIA_TYPES[header.format])
-        return Seen((header.width, header.height), blake3(data).digest(_HASH_BYTES))
+        return Seen((header.width, header.height), blake3(data).digest(_HASH_BYTES), header.format)
 
 
-def _placed(error: ApiError, image: ImagePart) -> ApiError:
+def placed(error: ApiError, image: ImagePart) -> ApiError:
     """The same refusal, with the image's place."""
     return ApiError(error.code, f"{image.where}: {error.message}", param=image.where, retry_after=error.retry_after)

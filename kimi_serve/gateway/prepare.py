@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
@@ -13,12 +12,15 @@ from kimi_serve.gateway import parcel, tracing
 from kimi_serve.gateway.admission.ledger import Reservation
 from kimi_serve.gateway.dialects import ANTHROPIC, CHAT, RESPONSES, Dialect
 from kimi_serve.gateway.files.references import fill_in
+from kimi_serve.gateway.fitting import turns
+from kimi_serve.gateway.fitting.fit import Asking, fitted, take_option
+from kimi_serve.gateway.fitting.plan import Fit
+from kimi_serve.gateway.fitting.turns import Reading
 from kimi_serve.gateway.forward import Work
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.identity import Caller
 from kimi_serve.gateway.journey import Journey
 from kimi_serve.gateway.parcel import Parcel
-from kimi_serve.gateway.pictures import Eye, Seen
 from kimi_serve.gateway.prompt_cost import PromptCost, require_fit
 from kimi_serve.gateway.replicas.prompt import Picture, Prompt, Text, read_prompt
 from kimi_serve.protocol import anthropic, chat, responses
@@ -38,14 +40,16 @@ async def messages_work(
     given = await _given(gateway, caller, raw, reservation, request)
     told = anthropic.parse(given.body)
     given = replace(given, messages=told)
-    return await _work(gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC))
+    return await _work(
+        gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC, read=turns.read_messages)
+    )
 
 
 async def responses_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
     given = await _given(gateway, caller, raw, reservation, request)
-    route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"))
+    route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"), turns.read_responses, turns.INPUT_TEXT)
     return await _work(gateway, caller, given, responses.parse(given.body), reservation, route)
 
 
@@ -54,6 +58,8 @@ class _Route:
     path: str
     dialect: Dialect = CHAT
     fields: tuple[str, str] = ("messages", "max_tokens")
+    read: turns.Read = turns.read_chat
+    text_type: str = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class _Given:
 
     raw: bytes
     body: Json
+    fit: Fit | None
     changed: bool  # so that the raw bytes will not do
     headers: Mapping[str, str]
     arrived: float
@@ -73,11 +80,13 @@ async def _given(gateway: Gateway, caller: Caller, raw: bytes, reservation: Rese
     arrived = time.monotonic()
     body = chat.parse_object(raw)
     changed = chat.apply_policy(body, gateway.settings.policy.owned_fields)
+    changed |= "fit" in body
+    fit = take_option(body)
     changed |= await with_files(gateway, caller, body, reservation)
     journey: Journey = request.scope["state"]["journey"]
     if journey.span.is_recorded:
         journey.asked = tracing.of_request(body)
-    return _Given(raw, body, changed, request.headers, arrived, journey)
+    return _Given(raw, body, fit, changed, request.headers, arrived, journey)
 
 
 async def with_files(gateway: Gateway, caller: Caller, body: Json, reservation: Reservation) -> bool:
@@ -93,11 +102,16 @@ async def _work(
     """`asked` is the conversation as a chat; what goes on is the body that was given."""
     model, limit = model_of(gateway, caller, asked.model)
     given.journey.model, given.journey.stream = model, asked.stream
-    cost, seen = await measure(gateway, asked, reservation, given.journey)
+    reading = Reading(given.body, asked, given.messages, route.read, route.text_type)
+    asking = Asking(given.fit, limit, caller.salt, route.fields)
+    fit = await fitted(gateway, reading, asking, reservation, given.journey)
+    asked, cost = fit.reading.asked, fit.cost
+    changed = given.changed or fit.reading is not reading
+    given = replace(given, body=fit.reading.body, messages=fit.reading.messages)
     longest = require_fit(cost, asked.max_tokens, limit, route.fields)
-    names = [one.name(caller.salt) for one in seen]
+    names = [one.name(caller.salt) for one in fit.seen]
     prompt = chat_prompt(caller, asked, cost, names)
-    changed = given.changed | chat.strip_uuids(given.body.get(route.fields[0]))
+    changed |= chat.strip_uuids(given.body.get(route.fields[0]))
     if caller.salt is not None:
         given.body["cache_salt"] = caller.salt
         changed = True
@@ -112,6 +126,7 @@ async def _work(
         asked.stream,
         given.arrived,
         route.dialect,
+        fit.told,
     )
 
 
@@ -168,19 +183,6 @@ def model_of(gateway: Gateway, caller: Caller, asked: str | None) -> tuple[str, 
         raise ApiError("model_not_found", f"model: {chat.short(name)} is not served; served: {served}", param="model")
     caller.require_model(name)
     return name, models[name]
-
-
-async def measure(
-    gateway: Gateway, asked: ChatRequest, reservation: Reservation, journey: Journey
-) -> tuple[PromptCost, Sequence[Seen]]:
-    """The exact cost, and what every picture is."""
-    eye = Eye(gateway.settings.media, gateway.fetcher, gateway.metrics)
-    with journey.enter("media") if asked.images else nullcontext():
-        seen = await eye.look(asked.images, reservation)
-    places = [image.where for image in asked.images]
-    cost = gateway.meter.chat(asked.body, [one.size for one in seen], places)
-    journey.images, journey.image_tokens, journey.prompt_tokens = len(seen), sum(cost.image_tokens), cost.tokens
-    return cost, seen
 
 
 def chat_prompt(caller: Caller, asked: ChatRequest, cost: PromptCost, names: Sequence[bytes]) -> Prompt:

@@ -63,11 +63,14 @@ class Meter:
         except ChatError as error:
             raise ApiError("invalid_value", str(error), param="messages") from error
 
-    def chat(self, body: Mapping[str, object], sizes: Sequence[tuple[int, int]], places: Sequence[str]) -> PromptCost:
-        """`sizes`: width and height of every image, upright, in order; `places` name them in errors."""
-        images = tuple(self.image(size, where) for size, where in zip(sizes, places, strict=True))
-        text = len(self.ids(body)) - len(images)
-        return PromptCost(text, images, sum(width * height for width, height in sizes))
+    def text(self, body: Mapping[str, object], images: int) -> int:
+        """The tokens of everything but the images' own."""
+        return len(self.ids(body)) - images
+
+    def extra(self, text: str) -> int:
+        """The tokens that a text alone has more than what stands around an image in its place."""
+        plain, shown = ({"messages": [{"role": "user", "content": [part]}]} for part in _parts(text))
+        return self.text(plain, 0) - self.text(shown, 1)
 
     def image(self, size: tuple[int, int], where: str) -> int:
         try:
@@ -89,11 +92,15 @@ class Meter:
 
 
 def require_fit(
-    cost: PromptCost, max_tokens: int | None, limit: int, fields: tuple[str, str] = ("messages", "max_tokens")
+    cost: PromptCost,
+    max_tokens: int | None,
+    limit: int,
+    fields: tuple[str, str] = ("messages", "max_tokens"),
+    tried: str = "",
 ) -> int:
     """The most tokens that the answer can have; an error with all the counts where the request cannot fit.
 
-    `fields`: what the route calls its prompt and its limit.
+    `fields`: what the route calls its prompt and its limit. `tried`: what was done about it, for the error.
     """
     asked = 1 if max_tokens is None else max_tokens
     if cost.tokens + asked <= limit:
@@ -106,10 +113,14 @@ def require_fit(
     raise ApiError(
         "context_length_exceeded",
         f"the prompt has {cost.tokens} tokens ({cost.text_tokens} of text{images}); with {fields[1]} {asked} that is "
-        f"{over} more than the model's limit of {limit}: shorten the text, send fewer or smaller images, or lower "
-        f"{fields[1]}",
+        f"{over} more than the model's limit of {limit}{tried}: shorten the text, send fewer or smaller images, or "
+        f"lower {fields[1]}",
         param=fields[0] if cost.tokens + 1 > limit else fields[1],
     )
+
+
+def _parts(text: str) -> tuple[dict[str, object], dict[str, object]]:
+    return {"type": "text", "text": text}, {"type": "image"}
 
 
 def _options(body: Mapping[str, object]) -> dict[str, bool]:

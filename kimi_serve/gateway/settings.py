@@ -79,6 +79,18 @@ class Media(Section):
     max_redirects: int = Field(default=3, ge=0, description="redirects that a fetch follows")
     max_concurrent: int = Field(default=32, gt=0, description="fetches at once")
     timeout_s: float = Field(default=10.0, gt=0, description="seconds for one fetch, with its redirects")
+    low_tokens: int = Field(default=256, gt=0, description="most tokens of an image whose detail is low")
+    auto_tokens: int | None = Field(
+        default=None, gt=0, description="most tokens of an image whose detail is auto or not given; none: as high"
+    )
+    floor_tokens: int = Field(default=64, gt=0, description="tokens under which fit = downscale scales no image down")
+
+
+class Scaling(Section):
+    workers: int = Field(default=2, gt=0, description="processes that scale images down")
+    timeout_s: float = Field(default=10.0, gt=0, description="seconds for one image, or for such a process to start")
+    memory_bytes: int = Field(default=2**30, ge=2**28, description="address space of such a process")
+    cache_bytes: int = Field(default=128 * 2**20, ge=0, description="scaled images that are kept for the next turn")
 
 
 class Elision(Section):
@@ -203,6 +215,7 @@ class Settings(BaseSettings):
     replicas: Replicas = Replicas()
     body: Body = Body()
     media: Media = Media()
+    scaling: Scaling = Scaling()
     elision: Elision = Elision()
     admission: AdmissionSettings = AdmissionSettings()
     stream: Stream = Stream()

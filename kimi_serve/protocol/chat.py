@@ -29,6 +29,14 @@ OWNED_FIELDS: Final = (
     "vllm_xargs",
 )
 IMAGE_KEYS: Final = ("image_url", "input_image", "image")
+Detail = Literal["low", "high", "auto"]
+_DETAILS: Final[dict[object, Detail]] = {
+    None: "auto",
+    "auto": "auto",
+    "low": "low",
+    "high": "high",
+    "original": "high",  # OpenAI's word for a picture that is not scaled, which high never is by the gateway
+}
 Json = dict[str, Any]
 
 
@@ -45,6 +53,16 @@ class ImagePart:
     def url(self) -> str:
         url: str = self.holder[self.key]
         return url
+
+    @property
+    def detail(self) -> Detail:
+        """Raises ApiError."""
+        given = self.holder.get("detail")
+        if not (given is None or isinstance(given, str)) or given not in _DETAILS:
+            where = f"{self.where}.detail" if self.holder is self.part else f"{self.where}.image_url.detail"
+            what = f"{where}: {short(given)} is not supported; expected low, high, original or auto"
+            raise ApiError("invalid_value", what, param=where)
+        return _DETAILS[given]
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def test_what_the_engine_does_not_hold_it_gets_again(
     path, body_of = DIALECTS[dialect]
     data = png(100 + 2 * list(DIALECTS).index(dialect) + stream)
     held = next(iter(front[1].fleet._replicas.values())).holdings
-    name = Seen((140, 84), blake3(data).digest(32)).name(None)
+    name = Seen((140, 84), blake3(data).digest(32), "PNG").name(None)
     held._images.remember([(name, 15)])
     misses = metric(http, "elision_misses_total")
     answer = http.post(path, json={**body_of([data]), "stream": stream})

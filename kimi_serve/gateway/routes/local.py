@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,12 +12,15 @@ from starlette.responses import JSONResponse, Response
 
 from kimi_serve.gateway import body
 from kimi_serve.gateway.answer import caller_of
+from kimi_serve.gateway.fitting import turns
+from kimi_serve.gateway.fitting.fit import Asking, Fitted, fitted, take_option
+from kimi_serve.gateway.fitting.told import NAME
+from kimi_serve.gateway.fitting.turns import Reading
 from kimi_serve.gateway.gateway import Gateway
-from kimi_serve.gateway.prepare import measure, model_of, with_files
+from kimi_serve.gateway.prepare import model_of, with_files
 from kimi_serve.gateway.routes import schemas
 from kimi_serve.gateway.routes.documented import errors, gives, takes
-from kimi_serve.protocol import anthropic, chat, responses
-from kimi_serve.protocol.chat import ChatRequest, Json
+from kimi_serve.protocol import chat
 from kimi_serve.protocol.errors import ApiError
 
 router = APIRouter()
@@ -49,10 +51,13 @@ async def tokenize(request: Request) -> JSONResponse:
         asked = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         request.state.journey.model, limit = model_of(gateway, caller, chat.field(asked, "model", str))
         await with_files(gateway, caller, asked, reservation)
+        told: dict[str, Any] = {}
         if "messages" in asked:
+            asking = Asking(take_option(asked), limit, caller.salt, only_counts=True)
             parsed = chat.parse_chat(asked, most_choices=gateway.settings.policy.max_choices)
-            cost, _ = await measure(gateway, parsed, reservation, request.state.journey)
-            counts = list(cost.image_tokens)
+            reading = Reading(asked, parsed, None, turns.read_chat)
+            fit = await fitted(gateway, reading, asking, reservation, request.state.journey)
+            asked, counts, told = fit.reading.asked.body, list(fit.cost.image_tokens), _told(fit)
             pad = gateway.meter.tokenizer.special_id("<|media_pad|>")
             left = iter(counts)
             tokens = [i for each in gateway.meter.ids(asked) for i in [each] * (next(left) if each == pad else 1)]
@@ -62,6 +67,7 @@ async def tokenize(request: Request) -> JSONResponse:
                 raise ApiError("invalid_value", "prompt: expected text, or messages instead", param="prompt")
             tokens, counts = gateway.meter.tokenizer.encode(prompt), []
     found: dict[str, Any] = {"count": len(tokens), "max_model_len": limit, "tokens": tokens, "image_tokens": counts}
+    found |= told
     return JSONResponse(found)
 
 
@@ -72,8 +78,7 @@ async def tokenize(request: Request) -> JSONResponse:
 )
 async def count_messages(request: Request) -> JSONResponse:
     """The tokens of an Anthropic request, tools and pictures included; asks no engine."""
-    tokens = await _count(request, lambda body: anthropic.parse(body, needs_max_tokens=False).chat)
-    return JSONResponse({"input_tokens": tokens})
+    return JSONResponse(await _count(request, turns.read_messages))
 
 
 @router.post(
@@ -83,22 +88,34 @@ async def count_messages(request: Request) -> JSONResponse:
 )
 async def count_input(request: Request) -> JSONResponse:
     """The tokens of a Responses request, tools and pictures included; asks no engine."""
-    tokens = await _count(request, responses.parse)
-    return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
+    counted = await _count(request, turns.read_responses, ("input", "max_output_tokens"), turns.INPUT_TEXT)
+    return JSONResponse({"object": "response.input_tokens", **counted})
 
 
-async def _count(request: Request, parse: Callable[[Json], ChatRequest]) -> int:
+async def _count(
+    request: Request,
+    read: turns.Read,
+    fields: tuple[str, str] = ("messages", "max_tokens"),
+    text_type: str = "text",
+) -> dict[str, Any]:
     gateway: Gateway = request.state.gateway
     async with AsyncExitStack() as stack:
         caller = await caller_of(request, "tokenize")
         reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
         given = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         chat.apply_policy(given, gateway.settings.policy.owned_fields)
+        option = take_option(given)
         await with_files(gateway, caller, given, reservation)
-        asked = parse(given)
-        request.state.journey.model, _ = model_of(gateway, caller, asked.model)
-        cost, _ = await measure(gateway, asked, reservation, request.state.journey)
-        return cost.tokens
+        asked, told = read(given)
+        request.state.journey.model, limit = model_of(gateway, caller, asked.model)
+        asking = Asking(option, limit, caller.salt, fields, only_counts=True)
+        reading = Reading(given, asked, told, read, text_type)
+        fit = await fitted(gateway, reading, asking, reservation, request.state.journey)
+        return {"input_tokens": fit.cost.tokens, **_told(fit)}
+
+
+def _told(fit: Fitted) -> dict[str, Any]:
+    return {} if fit.told is None else {NAME: fit.told.whole()}
 
 
 @router.get("/livez", responses=gives(schemas.LIVENESS, "Alive"))

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kimi_serve.gateway.batches.records import ENDPOINTS
 from kimi_serve.gateway.files.records import EXPIRES_S, PURPOSES, UPLOADED
+from kimi_serve.gateway.fitting.plan import FITS
 from kimi_serve.protocol.errors import CODES
 
 Schema = dict[str, Any]
@@ -46,9 +47,18 @@ _SHARED: Final[dict[str, Schema]] = {
     "stream": _nullable({"type": "boolean", "description": "whether the answer comes as server-sent events"}),
     "chat_template_kwargs": _nullable(ANY),
 }
+_FIT: Final[Schema] = _nullable(
+    {
+        **STRING,
+        "enum": list(FITS),
+        "description": "what happens to images where the prompt does not fit: error refuses, downscale makes all of "
+        "them smaller, elide_oldest puts a text in the place of the oldest of the history",
+    }
+)
 _PART: Final[Schema] = {
     **ANY,
-    "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL; "
+    "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL, and "
+    "`image_url.detail`, one of low, high and auto; "
     "file with `file.file_data`, a data URL of a picture, or `file.file_id`",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
@@ -62,6 +72,7 @@ CHAT: Final = _object(
     {"messages": _list_of(_MESSAGE, 1)},
     {
         **_SHARED,
+        "fit": _FIT,
         "max_tokens": _LIMIT,
         "max_completion_tokens": _LIMIT,
         "n": _LIMIT,
@@ -98,6 +109,7 @@ _TURN: Final = _object(
 )
 _MESSAGES_FIELDS: Final[dict[str, Schema]] = {
     **_SHARED,
+    "fit": _FIT,
     "system": {"anyOf": [STRING, _list_of(_object({"type": _constant("text"), "text": STRING})), {"type": "null"}]},
     "tools": _nullable(_list_of(_object({"input_schema": ANY}))),
 }
@@ -112,6 +124,7 @@ MESSAGES_COUNT: Final = _object(
 _INPUT: Final[dict[str, Schema]] = {"input": {"anyOf": [STRING, _list_of(ANY, 1)]}}
 _RESPONSES_FIELDS: Final[dict[str, Schema]] = {
     **_SHARED,
+    "fit": _FIT,
     "instructions": _nullable(STRING),
     "max_output_tokens": _LIMIT,
     "tools": _nullable(_list_of(ANY)),
@@ -125,10 +138,30 @@ RESPONSES_COUNT: Final = _object(_INPUT, _RESPONSES_FIELDS, examples=[{"input": 
 TOKENIZE: Final[Schema] = {
     "anyOf": [
         _object({"prompt": STRING}, {"model": _SHARED["model"]}, examples=[{"prompt": "Hello"}]),
-        _object({"messages": _list_of(_MESSAGE, 1)}, {"model": _SHARED["model"]}, examples=[{"messages": _HELLO}]),
+        _object(
+            {"messages": _list_of(_MESSAGE, 1)},
+            {"model": _SHARED["model"], "fit": _FIT, "max_tokens": _LIMIT},
+            examples=[{"messages": _HELLO}],
+        ),
     ]
 }
 
+_PER_IMAGE: Final = _object({"before": _nullable(COUNT), "after": _nullable(COUNT)})
+_FITTED: Final = (
+    _object(  # where images were changed, or `fit` is set; of a stream it is in a header, without each image
+        {
+            "fit": {**STRING, "enum": list(FITS)},
+            "prompt_tokens_before": _nullable(COUNT),
+            "prompt_tokens": COUNT,
+            "images": COUNT,
+            "images_scaled": COUNT,
+            "images_left_out": COUNT,
+            "factor": {"type": "number", "minimum": 0, "maximum": 1},
+            "image_tokens": _list_of(_PER_IMAGE),
+        }
+    )
+)
+_ALSO: Final[dict[str, Schema]] = {"kimi_serve": _FITTED}
 _USAGE: Final = _object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
 _INPUT_OUTPUT: Final = _object({"input_tokens": COUNT, "output_tokens": COUNT})
 _REASON: Final = _nullable({**STRING, "description": "stop, length or tool_calls"})
@@ -138,7 +171,7 @@ def _choices(fields: dict[str, Schema]) -> Schema:
     return _list_of(_object({"index": COUNT, **fields, "finish_reason": _REASON}))
 
 
-def _completion(kind: str, choices: Schema) -> Schema:
+def _completion(kind: str, choices: Schema, also: dict[str, Schema] | None = None) -> Schema:
     return _object(
         {
             "id": STRING,
@@ -147,7 +180,8 @@ def _completion(kind: str, choices: Schema) -> Schema:
             "model": STRING,
             "choices": choices,
             "usage": _USAGE,
-        }
+        },
+        also,
     )
 
 
@@ -161,6 +195,7 @@ CHAT_ANSWER: Final = _completion(
             )
         }
     ),
+    _ALSO,
 )
 COMPLETION_ANSWER: Final = _completion("text_completion", _choices({"text": STRING}))
 MESSAGES_ANSWER: Final = _object(
@@ -172,7 +207,8 @@ MESSAGES_ANSWER: Final = _object(
         "content": _list_of(_object({"type": STRING})),
         "stop_reason": _nullable(STRING),
         "usage": _INPUT_OUTPUT,
-    }
+    },
+    _ALSO,
 )
 RESPONSES_ANSWER: Final = _object(
     {
@@ -183,13 +219,14 @@ RESPONSES_ANSWER: Final = _object(
         "status": STRING,
         "output": _list_of(_object({"type": STRING})),
         "usage": _nullable(_INPUT_OUTPUT),
-    }
+    },
+    _ALSO,
 )
 TOKENS: Final = _object(
-    {"count": COUNT, "max_model_len": COUNT, "tokens": _list_of(COUNT), "image_tokens": _list_of(COUNT)}
+    {"count": COUNT, "max_model_len": COUNT, "tokens": _list_of(COUNT), "image_tokens": _list_of(COUNT)}, _ALSO
 )
-INPUT_TOKENS: Final = _object({"input_tokens": COUNT})
-RESPONSES_TOKENS: Final = _object({"object": _constant("response.input_tokens"), "input_tokens": COUNT})
+INPUT_TOKENS: Final = _object({"input_tokens": COUNT}, _ALSO)
+RESPONSES_TOKENS: Final = _object({"object": _constant("response.input_tokens"), "input_tokens": COUNT}, _ALSO)
 MODELS: Final = _object(
     {
         "object": _constant("list"),

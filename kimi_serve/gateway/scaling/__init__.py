@@ -1,0 +1,1 @@
+"""Pictures decoded, scaled down and encoded again, in processes of their own."""
