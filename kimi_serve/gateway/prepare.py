@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -24,20 +25,24 @@ from kimi_serve.protocol import anthropic, chat, responses
 from kimi_serve.protocol.chat import ChatRequest, Json
 from kimi_serve.protocol.errors import ApiError
 
+Told = TypeVar("Told", ChatRequest, anthropic.Messages)
+
 
 async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> Work:
     given = _given(gateway, raw, request)
-    asked = chat.parse_chat(given.body, most_choices=gateway.settings.policy.max_choices)
-    return await _work(gateway, caller, given, asked, reservation, _Route("/v1/chat/completions"))
+
+    def parse() -> ChatRequest:
+        return chat.parse_chat(given.body, most_choices=gateway.settings.policy.max_choices)
+
+    return await _work(gateway, caller, given, parse, reservation, _Route("/v1/chat/completions"))
 
 
 async def messages_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
     given = _given(gateway, raw, request)
-    told = anthropic.parse(given.body)
-    given = replace(given, messages=told)
-    return await _work(gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC))
+    route = _Route("/v1/messages", ANTHROPIC)
+    return await _work(gateway, caller, given, lambda: anthropic.parse(given.body), reservation, route)
 
 
 async def responses_work(
@@ -45,7 +50,7 @@ async def responses_work(
 ) -> Work:
     given = _given(gateway, raw, request)
     route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"))
-    return await _work(gateway, caller, given, responses.parse(given.body), reservation, route)
+    return await _work(gateway, caller, given, lambda: responses.parse(given.body), reservation, route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,6 @@ class _Given:
     headers: Mapping[str, str]
     arrived: float
     journey: Journey
-    messages: anthropic.Messages | None = None  # where its pictures are to be written back
 
 
 def _given(gateway: Gateway, raw: bytes, request: Request) -> _Given:
@@ -79,22 +83,33 @@ def _given(gateway: Gateway, raw: bytes, request: Request) -> _Given:
 
 
 async def _work(
-    gateway: Gateway, caller: Caller, given: _Given, asked: ChatRequest, reservation: Reservation, route: _Route
+    gateway: Gateway,
+    caller: Caller,
+    given: _Given,
+    parse: Callable[[], Told],
+    reservation: Reservation,
+    route: _Route,
 ) -> Work:
-    """`asked` is the conversation as a chat; what goes on is the body that was given."""
+    """What is parsed is the conversation as a chat; what goes on is the body that was given."""
+    told = parse()
+    asked = chat_of(told)
     model, limit = model_of(gateway, caller, asked.model)
     given.journey.model, given.journey.stream = model, asked.stream
+    changed = given.changed
+    if asked.files:
+        told = await without_files(gateway, told, parse, reservation, given.journey, limit)
+        asked, changed = chat_of(told), True
     cost, seen = await measure(gateway, asked, reservation, given.journey)
     longest = require_fit(cost, asked.max_tokens, limit, route.fields)
     names = [one.name(caller.salt) for one in seen]
     prompt = chat_prompt(caller, asked, cost, names)
-    changed = given.changed | chat.strip_uuids(given.body.get(route.fields[0]))
+    changed |= chat.strip_uuids(given.body.get(route.fields[0]))
     if caller.salt is not None:
         given.body["cache_salt"] = caller.salt
         changed = True
     return Work(
         route.path,
-        _parcel(given, asked, names, changed=changed),
+        _parcel(given, told, names, changed=changed),
         model,
         cost,
         longest * asked.n,
@@ -106,13 +121,34 @@ async def _work(
     )
 
 
-def _parcel(given: _Given, asked: ChatRequest, names: Sequence[bytes], *, changed: bool) -> Parcel:
+async def without_files(
+    gateway: Gateway,
+    told: Told,
+    parse: Callable[[], Told],
+    reservation: Reservation,
+    journey: Journey,
+    context: int | None = None,
+) -> Told:
+    """The same conversation, once what its documents and videos show stands in their places in the body."""
+    if not told.files:
+        return told
+    with journey.enter("media"):
+        places = told.places()
+        places |= await gateway.expander.expand(told.files, len(places), reservation, context)
+    return parse().placed(places)
+
+
+def chat_of(told: ChatRequest | anthropic.Messages) -> ChatRequest:
+    return told.chat if isinstance(told, anthropic.Messages) else told
+
+
+def _parcel(given: _Given, told: ChatRequest | anthropic.Messages, names: Sequence[bytes], *, changed: bool) -> Parcel:
     """The client's own bytes where nothing of them had to change."""
     if not names:
         return Parcel((chat.encode(given.body) if changed else given.raw,))
-    if given.messages is not None:
-        return parcel.wrap_messages(given.body, given.messages, names)
-    return parcel.wrap(given.body, asked.images, names)
+    if isinstance(told, anthropic.Messages):
+        return parcel.wrap_messages(given.body, told, names)
+    return parcel.wrap(given.body, told.images, names)
 
 
 async def completion_work(

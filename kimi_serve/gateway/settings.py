@@ -79,6 +79,27 @@ class Media(Section):
     max_redirects: int = Field(default=3, ge=0, description="redirects that a fetch follows")
     max_concurrent: int = Field(default=32, gt=0, description="fetches at once")
     timeout_s: float = Field(default=10.0, gt=0, description="seconds for one fetch, with its redirects")
+    file_timeout_s: float = Field(default=60.0, gt=0, description="the same for a file that may be no picture")
+
+
+class Documents(Section):
+    max_bytes: int = Field(default=32 * 2**20, gt=0, description="largest document, as a file")
+    max_pages: int = Field(default=100, gt=0, description="pages that one document may show")
+    page_tokens: int = Field(default=1024, ge=16, description="most tokens of a page's picture")
+    max_dpi: int = Field(default=200, ge=18, description="resolution that no page is drawn beyond")
+    max_text_chars: int = Field(default=500_000, gt=0, description="most text of a document, where it is asked for")
+    cpu_s: int = Field(default=30, gt=0, description="seconds of processor time for one document")
+    timeout_s: float = Field(default=45.0, gt=0, description="seconds for one document, from its start")
+
+
+class WorkersSettings(Section):
+    processes: int = Field(
+        default=2, ge=0, description="documents and videos that are read at once; 0: none is taken, pictures are"
+    )
+    wait_s: float = Field(default=30.0, gt=0, description="seconds that a file waits for its turn")
+    memory_bytes: int = Field(
+        default=1536 * 2**20, ge=2**28, description="address space of a process, its file included"
+    )
 
 
 class Elision(Section):
@@ -178,6 +199,8 @@ class Settings(BaseSettings):
     replicas: Replicas = Replicas()
     body: Body = Body()
     media: Media = Media()
+    documents: Documents = Documents()
+    workers: WorkersSettings = WorkersSettings()
     elision: Elision = Elision()
     admission: AdmissionSettings = AdmissionSettings()
     stream: Stream = Stream()

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from kimi_serve.gateway import body
 from kimi_serve.gateway.answer import caller_of
 from kimi_serve.gateway.gateway import Gateway
-from kimi_serve.gateway.prepare import measure, model_of
+from kimi_serve.gateway.prepare import Told, chat_of, measure, model_of, without_files
 from kimi_serve.gateway.routes import schemas
 from kimi_serve.gateway.routes.documented import errors, gives, takes
 from kimi_serve.protocol import anthropic, chat, responses
@@ -49,8 +49,13 @@ async def tokenize(request: Request) -> JSONResponse:
         asked = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         request.state.journey.model, limit = model_of(gateway, caller, chat.field(asked, "model", str))
         if "messages" in asked:
-            parsed = chat.parse_chat(asked, most_choices=gateway.settings.policy.max_choices)
-            cost, _ = await measure(gateway, parsed, reservation, request.state.journey)
+            journey, most = request.state.journey, gateway.settings.policy.max_choices
+
+            def parse() -> ChatRequest:
+                return chat.parse_chat(asked, most_choices=most)
+
+            parsed = await without_files(gateway, parse(), parse, reservation, journey)
+            cost, _ = await measure(gateway, parsed, reservation, journey)
             counts = list(cost.image_tokens)
             pad = gateway.meter.tokenizer.special_id("<|media_pad|>")
             left = iter(counts)
@@ -71,7 +76,7 @@ async def tokenize(request: Request) -> JSONResponse:
 )
 async def count_messages(request: Request) -> JSONResponse:
     """The tokens of an Anthropic request, tools and pictures included; asks no engine."""
-    tokens = await _count(request, lambda body: anthropic.parse(body, needs_max_tokens=False).chat)
+    tokens = await _count(request, lambda body: anthropic.parse(body, needs_max_tokens=False))
     return JSONResponse({"input_tokens": tokens})
 
 
@@ -86,16 +91,17 @@ async def count_input(request: Request) -> JSONResponse:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
 
-async def _count(request: Request, parse: Callable[[Json], ChatRequest]) -> int:
+async def _count(request: Request, parse: Callable[[Json], Told]) -> int:
     gateway: Gateway = request.state.gateway
     async with AsyncExitStack() as stack:
         caller = await caller_of(request, "tokenize")
         reservation = stack.enter_context(gateway.ledger.body(caller.tenant))
         given = chat.parse_object(await body.read(request, reservation, gateway.settings.body))
         chat.apply_policy(given, gateway.settings.policy.owned_fields)
-        asked = parse(given)
-        request.state.journey.model, _ = model_of(gateway, caller, asked.model)
-        cost, _ = await measure(gateway, asked, reservation, request.state.journey)
+        told, journey = parse(given), request.state.journey
+        journey.model, _ = model_of(gateway, caller, told.model)
+        told = await without_files(gateway, told, lambda: parse(given), reservation, journey)
+        cost, _ = await measure(gateway, chat_of(told), reservation, journey)
         return cost.tokens
 
 
