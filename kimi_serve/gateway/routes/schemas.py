@@ -47,7 +47,7 @@ _SHARED: Final[dict[str, Schema]] = {
 _PART: Final[Schema] = {
     **ANY,
     "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL; "
-    "file with `file.file_data`, a data URL of a picture",
+    "file with `file.file_data`, a data URL of a picture or a PDF, of which `pages` and `text` may be chosen",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
 _ROLES: Final = ["system", "developer", "user", "assistant", "tool"]
@@ -86,7 +86,8 @@ COMPLETION: Final = _object(
 )
 _BLOCK: Final[Schema] = {
     **ANY,
-    "description": "by its type: text; image with a base64 or url source; tool_use, tool_result, thinking",
+    "description": "by its type: text; image with a base64 or url source; document with a picture or a PDF; "
+    "tool_use, tool_result, thinking",
 }
 _TURN: Final = _object(
     {

@@ -39,7 +39,7 @@ def pdf(
         if photograph:
             canvas.drawImage(ImageReader(noise()), 0, 0, width, height)
         if filled_in:
-            canvas.acroForm.textfield("name", value="MMMMMMMM", x=50, y=height * 0.6, width=300, height=40)
+            canvas.acroForm.textfield(name="name", value="MMMMMMMM", x=50, y=height * 0.6, width=300, height=40)
         canvas.showPage()
     canvas.save()
     return buffer.getvalue()
