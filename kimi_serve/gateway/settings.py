@@ -92,6 +92,18 @@ class Documents(Section):
     timeout_s: float = Field(default=45.0, gt=0, description="seconds for one document, from its start")
 
 
+class Videos(Section):
+    max_bytes: int = Field(default=100 * 2**20, gt=0, description="largest video, as a file")
+    max_pixels: int = Field(default=4096 * 2304, gt=0, description="largest frame, width times height")
+    max_duration_s: float = Field(default=3600.0, gt=0, description="longest video, in seconds")
+    fps: float = Field(default=1.0, gt=0, description="frames a second, where a part does not say")
+    max_frames: int = Field(default=256, gt=0, description="frames that one video may show; more are spread over it")
+    frame_tokens: int = Field(default=256, ge=16, description="most tokens of a frame's picture")
+    timestamp: str = Field(default="[{time}]", max_length=100, description="text before each frame; empty: none")
+    cpu_s: int = Field(default=120, gt=0, description="seconds of processor time for one video")
+    timeout_s: float = Field(default=120.0, gt=0, description="seconds for one video, from its start")
+
+
 class WorkersSettings(Section):
     processes: int = Field(
         default=2, ge=0, description="documents and videos that are read at once; 0: none is taken, pictures are"
@@ -200,6 +212,7 @@ class Settings(BaseSettings):
     body: Body = Body()
     media: Media = Media()
     documents: Documents = Documents()
+    videos: Videos = Videos()
     workers: WorkersSettings = WorkersSettings()
     elision: Elision = Elision()
     admission: AdmissionSettings = AdmissionSettings()

@@ -31,6 +31,8 @@ CODES: Final[dict[str, Code]] = {
     "invalid_document": Code(400, _INVALID, "A document is damaged, or reading it ended its process."),
     "encrypted_document": Code(400, _INVALID, "A document needs a password."),
     "document_too_large": Code(400, _INVALID, "A document's bytes, pages, text, time or memory exceed the limit."),
+    "invalid_video": Code(400, _INVALID, "A video is damaged, or reading it ended its process."),
+    "video_too_large": Code(400, _INVALID, "A video's bytes, frames, duration, time or memory exceed the limit."),
     "invalid_media_url": Code(400, _INVALID, "The URL cannot be used: scheme, syntax, credentials, port."),
     "media_url_forbidden": Code(400, _INVALID, "The URL leads to an address or a domain that is not allowed."),
     "media_fetch_failed": Code(400, _INVALID, "The URL's server refused, failed, or redirected too often."),

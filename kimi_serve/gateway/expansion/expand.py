@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
 from kimi_serve.gateway.admission.ledger import Reservation
-from kimi_serve.gateway.expansion import documents
-from kimi_serve.gateway.expansion.kinds import Kind, kind_of
+from kimi_serve.gateway.expansion import documents, videos
+from kimi_serve.gateway.expansion.kinds import Kind, kind_of, video_format
 from kimi_serve.gateway.expansion.room import Room
 from kimi_serve.gateway.expansion.workers import RefusedError, WorkerEndedError, Workers
 from kimi_serve.gateway.media import data_urls
@@ -32,6 +33,8 @@ _CODES: Final = {
     ("document", "invalid"): "invalid_document",
     ("document", "encrypted"): "encrypted_document",
     ("document", "too_large"): "document_too_large",
+    ("video", "invalid"): "invalid_video",
+    ("video", "too_large"): "video_too_large",
 }
 _ENDED: Final = {  # by the reason for which a process ended: kind of refusal, and what to say
     "time": ("too_large", "takes longer to read than it may"),
@@ -39,6 +42,13 @@ _ENDED: Final = {  # by the reason for which a process ended: kind of refusal, a
     "crash": ("invalid", "cannot be read to the end: it is damaged, or takes more memory than it may"),
 }
 Shown = list[str | Image]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    file: FilePart
+    pages: documents.Asked
+    frames: videos.Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +66,19 @@ class Expander:
 
         `images`: those that the prompt has besides; `context`: the model's limit, where the prompt is to fit it.
         """
-        asked = [documents.read_options(file) for file in files]
+        rules = self.settings.videos
+        jobs = [_Job(file, documents.read_options(file), videos.read_options(file, rules)) for file in files]
         room = Room(self.meter, self.settings.media.max_images - images, context)
         found = await self._bytes(files, reservation)
         places: dict[int, str] = {}
-        for file, options, data in zip(files, asked, found, strict=True):
+        for job, data in zip(jobs, found, strict=True):
             try:
-                shown = await self._shown(file, options, data, room, reservation)
+                shown = await self._shown(job, data, room, reservation)
             except ApiError as error:
-                raise _placed(error, file) from error
-            for part in file.become(shown):
+                raise _placed(error, job.file) from error
+            for part in job.file.become(shown):
                 # An Anthropic image is known by its source, which its part holds.
-                places |= dict.fromkeys((id(part), id(part.get("source"))), file.where)
+                places |= dict.fromkeys((id(part), id(part.get("source"))), job.file.where)
         return places
 
     async def _bytes(self, files: Sequence[FilePart], reservation: Reservation) -> list[bytes]:
@@ -79,14 +90,15 @@ class Expander:
         return [task.result() for task in running]
 
     async def _bytes_of(self, file: FilePart, reservation: Reservation) -> bytes:
-        limit = max(self.settings.media.max_bytes, self.settings.documents.max_bytes)
+        """Within the limit of the largest kind: which it is, only the bytes say."""
+        limit = max(self.settings.media.max_bytes, self.settings.documents.max_bytes, self.settings.videos.max_bytes)
         try:
             if data_urls.is_data_url(file.url):
                 return data_urls.decode(file.url, max_bytes=limit)
             return await self._fetch(file, limit, reservation)
         except ApiError as error:
             if error.code == "image_too_large":
-                error = _too_large("document", limit)
+                error = _too_large("video" if file.is_video else "document", limit)
             raise _placed(error, file) from error
 
     async def _fetch(self, file: FilePart, limit: int, reservation: Reservation) -> bytes:
@@ -102,20 +114,18 @@ class Expander:
         self.metrics.fetched_bytes.inc(len(data))
         return data
 
-    async def _shown(
-        self, file: FilePart, options: documents.Asked, data: bytes, room: Room, reservation: Reservation
-    ) -> Shown:
-        kind = kind_of(data)
+    async def _shown(self, job: _Job, data: bytes, room: Room, reservation: Reservation) -> Shown:
+        kind = kind_of(data, is_video=job.file.is_video)
         if kind == "picture":
-            is_here = data_urls.is_data_url(file.url)
-            return [Image(file.url if is_here else data_urls.encode(data, "application/octet-stream"))]
+            return [self._picture(job.file, data)]
         if not self.settings.workers.processes:
             raise ApiError("unsupported_media_type", f"a {kind} is not taken here: send its pictures instead")
-        if len(data) > self.settings.documents.max_bytes:
-            raise _too_large(kind, self.settings.documents.max_bytes)
+        rules = self.settings.documents if kind == "document" else self.settings.videos
+        if len(data) > rules.max_bytes:
+            raise _too_large(kind, rules.max_bytes)
         began = time.monotonic()
         try:
-            shown = await self._read(options, data, room, reservation)
+            shown = await self._read(kind, job, data, room, reservation)
         except RefusedError as error:
             raise _refused(kind, error.kind, error.why) from error
         except WorkerEndedError as error:
@@ -128,15 +138,36 @@ class Expander:
         self.metrics.expansion.images.labels(kind).inc(sum(isinstance(one, Image) for one in shown))
         return shown
 
-    async def _read(self, options: documents.Asked, data: bytes, room: Room, reservation: Reservation) -> Shown:
-        rules, most = self.settings.documents, self.settings.body.max_bytes
-        limits = documents.limits(rules, self.settings.workers.memory_bytes, most)
+    def _picture(self, file: FilePart, data: bytes) -> Image:
+        if file.is_video:
+            raise ApiError("unsupported_media_type", "the bytes are no video: supported are MP4, MOV, WebM and GIF")
+        is_here = data_urls.is_data_url(file.url)
+        return Image(file.url if is_here else data_urls.encode(data, "application/octet-stream"))
+
+    async def _read(self, kind: Kind, job: _Job, data: bytes, room: Room, reservation: Reservation) -> Shown:
         shown: Shown = []
-        async with self.workers.over(documents.READER, limits) as worker:
-            async for one in documents.show(worker, limits, data, options, rules, self.meter, room):
+        async with aclosing(self._parts(kind, job, data, room)) as parts:
+            async for one in parts:
                 reservation.reserve(len(one.url) if isinstance(one, Image) else len(one))
                 shown.append(one)
         return shown
+
+    async def _parts(self, kind: Kind, job: _Job, data: bytes, room: Room) -> AsyncGenerator[str | Image, None]:
+        memory, most = self.settings.workers.memory_bytes, self.settings.body.max_bytes
+        if kind == "document":
+            pdf = self.settings.documents
+            limits = documents.limits(pdf, memory, most)
+            async with self.workers.over(documents.READER, limits) as worker:
+                async for one in documents.show(worker, limits, data, job.pages, pdf, self.meter, room):
+                    yield one
+            return
+        rules = self.settings.videos
+        limits = videos.limits(rules, memory, most)
+        name = video_format(data)
+        assert name is not None
+        async with self.workers.over(videos.READER, limits) as worker:
+            async for one in videos.show(worker, limits, (name, data), job.frames, rules, self.meter, room):
+                yield one
 
 
 def _too_large(kind: Kind, limit: int) -> ApiError:

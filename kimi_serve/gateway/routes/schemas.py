@@ -47,7 +47,8 @@ _SHARED: Final[dict[str, Schema]] = {
 _PART: Final[Schema] = {
     **ANY,
     "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL; "
-    "file with `file.file_data`, a data URL of a picture or a PDF, of which `pages` and `text` may be chosen",
+    "file with `file.file_data`, a data URL of a picture or a PDF, of which `pages` and `text` may be chosen; "
+    "video_url with `video_url.url`, and `fps` or `frames`",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
 _ROLES: Final = ["system", "developer", "user", "assistant", "tool"]

@@ -4,7 +4,8 @@ import pytest
 from reportlab.lib.pagesizes import A4, LETTER
 
 from kimi_serve.gateway.expansion.child import pdf
-from kimi_serve.gateway.settings import Documents
+from kimi_serve.gateway.expansion.videos import Asked, choose
+from kimi_serve.gateway.settings import Documents, Videos
 from kimi_serve.inputs.geometry import Geometry
 from tests.gateway.media.test_documentation import TEXT, table
 
@@ -20,6 +21,20 @@ def test_a_page_costs_what_the_table_says(row: list[str]) -> None:
     assert "{}x{}".format(*size) == pixels
     assert round(size[0] / PAGES[page][0] * 72) == int(dpi)
     assert geometry.num_tokens(*size) == int(tokens)
+
+
+@pytest.mark.parametrize("row", table("video"), ids=lambda row: row[0])
+def test_a_video_costs_what_the_table_says(row: list[str]) -> None:
+    video, allowed, pixels, tokens, frames, total = row
+    width, height = map(int, video.split("x"))
+    geometry = Geometry(14, 2, 2, LIMITS["Instruct, Thinking"])
+    size = geometry.largest(width, height, tokens=int(allowed), scale=1.0)
+    times = [number / 25 for number in range(15_000)]
+    chosen = choose(times, 600.0, Asked(None, None, True), Videos())
+    assert "{}x{}".format(*size) == pixels
+    assert geometry.num_tokens(*size) == int(tokens)
+    assert len(chosen) == int(frames)
+    assert len(chosen) * (int(tokens) + 4) == int(total)
 
 
 def test_fifty_pages_are_what_the_text_says() -> None:
