@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -96,8 +97,6 @@ def test_each_frame_is_as_large_as_its_tokens_allow_and_never_larger_than_it_was
 
 
 def _of(front: Front, number: int) -> list[Json]:
-    import json
-
     content: list[Json] = json.loads(front.engines[0].record.requests[number].body)["messages"][0]["content"]
     return content
 
@@ -197,7 +196,7 @@ def test_frames_are_those_on_the_screen_at_even_moments() -> None:
 
 @pytest.mark.timeout(3600 if COPIES > 200 else 300)
 def test_a_mutated_video_is_shown_or_refused_and_nothing_hangs(checkpoint: Path) -> None:
-    meter, outcomes = Meter.from_directory(checkpoint), Counter[str]()
+    meter, outcomes, before = Meter.from_directory(checkpoint), Counter[str](), set(processes())
     sound = [film(kind, 30) for kind in ("mp4", "webm", "gif")]
     rules = Videos(timeout_s=30.0, cpu_s=10)
     limits = videos.limits(rules, 2**30, 2**26)
@@ -226,7 +225,7 @@ def test_a_mutated_video_is_shown_or_refused_and_nothing_hangs(checkpoint: Path)
     assert outcomes["shown"] > COPIES // 5
     assert outcomes["invalid"] > 0
     assert outcomes["nothing"] == 0
-    assert processes() == []
+    assert set(processes()) <= before  # another gateway of this module has one that waits
 
 
 def test_what_is_no_video_is_not_taken_for_one() -> None:
