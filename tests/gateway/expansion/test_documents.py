@@ -5,6 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +18,7 @@ from reportlab.lib.pagesizes import A4
 from kimi_serve.testing.answers import ROUTES, Kind
 from tests.gateway.conftest import MODEL, Front, Start
 from tests.gateway.expansion.corpus import LANDSCAPE, as_url, colour, pdf
+from tests.gateway.expansion.films import film
 from tests.gateway.test_gateway import image, png
 from tests.gateway.test_metrics import sample
 
@@ -232,4 +237,27 @@ def test_every_limit_of_documents_is_kept(start: Start, settings: Json, code: st
     assert (answer.status_code, answer.headers["x-kimi-serve-reason"]) == (400, code), answer.text
     assert said in answer.json()["error"]["message"]
     assert front.engines[0].record.count == 0
+    front.assert_idle()
+
+
+def test_a_document_and_a_video_are_fetched_where_they_are_remote(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "x.pdf").write_bytes(pdf(2))
+    (tmp_path / "x.mp4").write_bytes(film())
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        port = server.server_address[1]
+        front = start(media={"allow_private": ["127.0.0.1/32"], "ports": [port]})
+        address = f"http://127.0.0.1:{port}/x"
+        answer = front.chat(
+            [
+                {"type": "file", "file": {"file_url": f"{address}.pdf"}},
+                {"type": "video_url", "video_url": {"url": f"{address}.mp4"}, "frames": 2, "timestamps": False},
+            ],
+            max_tokens=4,
+        )
+        server.shutdown()
+    assert answer.status_code == 200, answer.text
+    assert [shown(part).format for part in sent(front)] == ["PNG", "PNG", "JPEG", "JPEG"]
+    assert sample(front, "kimi_serve_fetched_bytes_total") == len(pdf(2)) + len(film())
     front.assert_idle()
