@@ -13,6 +13,8 @@ from kimi_serve.gateway import tracing
 from kimi_serve.gateway.admission.ledger import BytesLedger
 from kimi_serve.gateway.admission.slots import Admission, Bounds, Capacity
 from kimi_serve.gateway.archive import Archive
+from kimi_serve.gateway.expansion.expand import Expander
+from kimi_serve.gateway.expansion.workers import Workers
 from kimi_serve.gateway.identity import Identity
 from kimi_serve.gateway.leaving import Leaving
 from kimi_serve.gateway.media.fetch import Fetcher, FetchRules
@@ -41,6 +43,7 @@ class Gateway:
     fleet: Fleet
     upstream: Upstream
     fetcher: Fetcher
+    expander: Expander
     retries: RetryBudget
     leaving: Leaving
     tracer: Tracer
@@ -64,6 +67,7 @@ class Gateway:
         if self.archive is not None:
             m.files.set(self.archive.files.room.total.files)
             m.file_bytes.set(self.archive.files.room.total.bytes)
+        m.expansion.busy.set(self.expander.workers.busy)
         m.keys.seen = self.identity.standing()
         m.measure(self.fleet.snapshot())
 
@@ -88,16 +92,20 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             refresh_s=settings.replicas.refresh_s,
             on_change=lambda ready: admission.set_capacity(capacity(settings, ready)),
         )
+        metrics, meter = Metrics(), Meter.from_directory(settings.checkpoint)
+        workers = await stack.enter_async_context(Workers(settings.workers.processes, wait_s=settings.workers.wait_s))
+        fetcher = await stack.enter_async_context(Fetcher(fetch_rules(settings)))
         gateway = Gateway(
             settings,
-            Metrics(),
-            Meter.from_directory(settings.checkpoint),
+            metrics,
+            meter,
             await stack.enter_async_context(Identity.opened(settings.keys)),
             ledger,
             admission,
             fleet,
             await stack.enter_async_context(Upstream(timeouts(settings))),
-            await stack.enter_async_context(Fetcher(fetch_rules(settings))),
+            fetcher,
+            Expander(settings, fetcher, workers, meter, metrics),
             RetryBudget(settings.replicas.retry_percent),
             Leaving(),
             await stack.enter_async_context(tracing.opened(settings.tracing)),

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from kimi_serve import __version__
 from kimi_serve.gateway.counting import Counter, Histogram
+from kimi_serve.gateway.expansion_metrics import ExpansionMetrics
 from kimi_serve.gateway.key_metrics import KeyMetrics
 from kimi_serve.gateway.replica_metrics import ReplicaMetrics
 from kimi_serve.gateway.replicas.replica import ReplicaSnapshot
@@ -36,6 +37,7 @@ class Metrics:
         self._gauge()
         self._replicas = ReplicaMetrics(self.registry)
         self.keys = KeyMetrics(self.registry)
+        self.expansion = ExpansionMetrics(self.registry)
         build = self._new_gauge("build_info", "1; its labels say what runs", "version", "python")
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self.registry)

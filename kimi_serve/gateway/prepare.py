@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
@@ -27,22 +27,24 @@ from kimi_serve.protocol import anthropic, chat, responses
 from kimi_serve.protocol.chat import ChatRequest, Json
 from kimi_serve.protocol.errors import ApiError
 
+Told = ChatRequest | anthropic.Messages
+
 
 async def chat_work(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> Work:
     given = await _given(gateway, caller, raw, reservation, request)
-    asked = chat.parse_chat(given.body, most_choices=gateway.settings.policy.max_choices)
-    return await _work(gateway, caller, given, asked, reservation, _Route("/v1/chat/completions"))
+
+    def parse() -> ChatRequest:
+        return chat.parse_chat(given.body, most_choices=gateway.settings.policy.max_choices)
+
+    return await _work(gateway, caller, given, parse, reservation, _Route("/v1/chat/completions"))
 
 
 async def messages_work(
     gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request
 ) -> Work:
     given = await _given(gateway, caller, raw, reservation, request)
-    told = anthropic.parse(given.body)
-    given = replace(given, messages=told)
-    return await _work(
-        gateway, caller, given, told.chat, reservation, _Route("/v1/messages", ANTHROPIC, read=turns.read_messages)
-    )
+    route = _Route("/v1/messages", ANTHROPIC, read=turns.read_messages)
+    return await _work(gateway, caller, given, lambda: anthropic.parse(given.body), reservation, route)
 
 
 async def responses_work(
@@ -50,7 +52,7 @@ async def responses_work(
 ) -> Work:
     given = await _given(gateway, caller, raw, reservation, request)
     route = _Route("/v1/responses", RESPONSES, ("input", "max_output_tokens"), turns.read_responses, turns.INPUT_TEXT)
-    return await _work(gateway, caller, given, responses.parse(given.body), reservation, route)
+    return await _work(gateway, caller, given, lambda: responses.parse(given.body), reservation, route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,6 @@ class _Given:
     headers: Mapping[str, str]
     arrived: float
     journey: Journey
-    messages: anthropic.Messages | None = None  # where its pictures are to be written back
 
 
 async def _given(gateway: Gateway, caller: Caller, raw: bytes, reservation: Reservation, request: Request) -> _Given:
@@ -97,17 +98,28 @@ async def with_files(gateway: Gateway, caller: Caller, body: Json, reservation: 
 
 
 async def _work(
-    gateway: Gateway, caller: Caller, given: _Given, asked: ChatRequest, reservation: Reservation, route: _Route
+    gateway: Gateway,
+    caller: Caller,
+    given: _Given,
+    parse: Callable[[], Told],
+    reservation: Reservation,
+    route: _Route,
 ) -> Work:
-    """`asked` is the conversation as a chat; what goes on is the body that was given."""
+    """What is parsed is the conversation as a chat; what goes on is the body that was given."""
+    told = parse()
+    asked = chat_of(told)
     model, limit = model_of(gateway, caller, asked.model)
     given.journey.model, given.journey.stream = model, asked.stream
-    reading = Reading(given.body, asked, given.messages, route.read, route.text_type)
+    changed = given.changed
+    if asked.files:
+        context = limit if given.fit in (None, "error") else None  # else what they show may yet be made to fit
+        told, changed = await without_files(gateway, told, parse, reservation, given.journey, context), True
+    reading = Reading(given.body, chat_of(told), messages_of(told), route.read, route.text_type)
     asking = Asking(given.fit, limit, caller.salt, route.fields)
     fit = await fitted(gateway, reading, asking, reservation, given.journey)
     asked, cost = fit.reading.asked, fit.cost
-    changed = given.changed or fit.reading is not reading
-    given = replace(given, body=fit.reading.body, messages=fit.reading.messages)
+    changed |= fit.reading is not reading
+    given = replace(given, body=fit.reading.body)
     longest = require_fit(cost, asked.max_tokens, limit, route.fields)
     names = [one.name(caller.salt) for one in fit.seen]
     prompt = chat_prompt(caller, asked, cost, names)
@@ -117,7 +129,7 @@ async def _work(
         changed = True
     return Work(
         route.path,
-        _parcel(given, asked, names, changed=changed),
+        _parcel(given, fit.reading, names, changed=changed),
         model,
         cost,
         longest * asked.n,
@@ -130,13 +142,38 @@ async def _work(
     )
 
 
-def _parcel(given: _Given, asked: ChatRequest, names: Sequence[bytes], *, changed: bool) -> Parcel:
+async def without_files(
+    gateway: Gateway,
+    told: Told,
+    parse: Callable[[], Told],
+    reservation: Reservation,
+    journey: Journey,
+    context: int | None = None,
+) -> Told:
+    """The same conversation, once what its documents and videos show stands in their places in the body."""
+    if not told.files:
+        return told
+    with journey.enter("media"):
+        places = told.places()
+        places |= await gateway.expander.expand(told.files, len(places), reservation, context)
+    return parse().placed(places)
+
+
+def chat_of(told: Told) -> ChatRequest:
+    return told.chat if isinstance(told, anthropic.Messages) else told
+
+
+def messages_of(told: Told) -> anthropic.Messages | None:
+    return told if isinstance(told, anthropic.Messages) else None
+
+
+def _parcel(given: _Given, reading: Reading, names: Sequence[bytes], *, changed: bool) -> Parcel:
     """The client's own bytes where nothing of them had to change."""
     if not names:
         return Parcel((chat.encode(given.body) if changed else given.raw,))
-    if given.messages is not None:
-        return parcel.wrap_messages(given.body, given.messages, names)
-    return parcel.wrap(given.body, asked.images, names)
+    if reading.messages is not None:
+        return parcel.wrap_messages(given.body, reading.messages, names)
+    return parcel.wrap(given.body, reading.asked.images, names)
 
 
 async def completion_work(

@@ -79,6 +79,7 @@ class Media(Section):
     max_redirects: int = Field(default=3, ge=0, description="redirects that a fetch follows")
     max_concurrent: int = Field(default=32, gt=0, description="fetches at once")
     timeout_s: float = Field(default=10.0, gt=0, description="seconds for one fetch, with its redirects")
+    file_timeout_s: float = Field(default=60.0, gt=0, description="the same for a file that may be no picture")
     low_tokens: int = Field(default=256, gt=0, description="most tokens of an image whose detail is low")
     auto_tokens: int | None = Field(
         default=None, gt=0, description="most tokens of an image whose detail is auto or not given; none: as high"
@@ -91,6 +92,38 @@ class Scaling(Section):
     timeout_s: float = Field(default=10.0, gt=0, description="seconds for one image, or for such a process to start")
     memory_bytes: int = Field(default=2**30, ge=2**28, description="address space of such a process")
     cache_bytes: int = Field(default=128 * 2**20, ge=0, description="scaled images that are kept for the next turn")
+
+
+class Documents(Section):
+    max_bytes: int = Field(default=32 * 2**20, gt=0, description="largest document, as a file")
+    max_pages: int = Field(default=100, gt=0, description="pages that one document may show")
+    page_tokens: int = Field(default=1024, ge=16, description="most tokens of a page's picture")
+    max_dpi: int = Field(default=200, ge=18, description="resolution that no page is drawn beyond")
+    max_text_chars: int = Field(default=500_000, gt=0, description="most text of a document, where it is asked for")
+    cpu_s: int = Field(default=30, gt=0, description="seconds of processor time for one document")
+    timeout_s: float = Field(default=45.0, gt=0, description="seconds for one document, from its start")
+
+
+class Videos(Section):
+    max_bytes: int = Field(default=100 * 2**20, gt=0, description="largest video, as a file")
+    max_pixels: int = Field(default=4096 * 2304, gt=0, description="largest frame, width times height")
+    max_duration_s: float = Field(default=3600.0, gt=0, description="longest video, in seconds")
+    fps: float = Field(default=1.0, gt=0, description="frames a second, where a part does not say")
+    max_frames: int = Field(default=256, gt=0, description="frames that one video may show; more are spread over it")
+    frame_tokens: int = Field(default=256, ge=16, description="most tokens of a frame's picture")
+    timestamp: str = Field(default="[{time}]", max_length=100, description="text before each frame; empty: none")
+    cpu_s: int = Field(default=120, gt=0, description="seconds of processor time for one video")
+    timeout_s: float = Field(default=120.0, gt=0, description="seconds for one video, from its start")
+
+
+class WorkersSettings(Section):
+    processes: int = Field(
+        default=2, ge=0, description="documents and videos that are read at once; 0: none is taken, pictures are"
+    )
+    wait_s: float = Field(default=30.0, gt=0, description="seconds that a file waits for its turn")
+    memory_bytes: int = Field(
+        default=1536 * 2**20, ge=2**28, description="address space of a process, its file included"
+    )
 
 
 class Elision(Section):
@@ -216,6 +249,9 @@ class Settings(BaseSettings):
     body: Body = Body()
     media: Media = Media()
     scaling: Scaling = Scaling()
+    documents: Documents = Documents()
+    videos: Videos = Videos()
+    workers: WorkersSettings = WorkersSettings()
     elision: Elision = Elision()
     admission: AdmissionSettings = AdmissionSettings()
     stream: Stream = Stream()

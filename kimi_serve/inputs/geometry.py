@@ -106,6 +106,20 @@ class Geometry:
         grid = self.grid(width, height)
         return (grid.height // self.merge_height) * (grid.width // self.merge_width)
 
+    def largest(self, width: float, height: float, *, tokens: int, scale: float) -> tuple[int, int]:
+        """The largest size of this shape, at most `scale` times as large, that costs at most so many tokens.
+
+        It is not scaled down by the model: with k patches a token, x * y tokens hold at most kkxy whole patches.
+        """
+        most = max(1, min(tokens, self.in_token_limit // (self.merge_width * self.merge_height)))
+        longest = (SIDE_LIMIT - 1) // self.merge_width, (SIDE_LIMIT - 1) // self.merge_height
+        fits = max(
+            min(self.token_width * across / width, self.token_height * min(most // across, longest[1]) / height)
+            for across in range(1, min(most, longest[0]) + 1)
+        )
+        factor = min(scale, fits)
+        return max(1, int(width * factor)), max(1, int(height * factor))
+
     def max_tokens(self) -> int:
         """An upper bound on num_tokens over every image that is accepted: 1338 at a limit of 4096, 4464 at 16384.
 

@@ -7,13 +7,14 @@ tool's result as a message of its own before the rest of its turn, its pictures 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kimi_serve.protocol import chat, files
 from kimi_serve.protocol.chat import ChatRequest, ImagePart, Json
 from kimi_serve.protocol.errors import ApiError, kind_of
+from kimi_serve.protocol.files import FilePart
 from kimi_serve.protocol.settled import BILLING
 
 _MEDIA_TYPE: Final = re.compile(r"[a-z]+/[a-z0-9.+-]+")
@@ -24,6 +25,23 @@ _SILENT: Final = ("redacted_thinking", "tool_reference")  # taken, and not part 
 class Messages:
     chat: ChatRequest
     sources: tuple[Json, ...]  # of the original body, for each of chat.images
+
+    @property
+    def files(self) -> tuple[FilePart, ...]:
+        return self.chat.files
+
+    @property
+    def model(self) -> str | None:
+        return self.chat.model
+
+    def places(self) -> dict[int, str]:
+        return {id(source): image.where for source, image in zip(self.sources, self.chat.images, strict=True)}
+
+    def placed(self, places: Mapping[int, str]) -> Messages:
+        """As ChatRequest.placed: here what holds an image in the client's body is its source."""
+        pairs = zip(self.sources, self.chat.images, strict=True)
+        images = tuple(replace(image, where=places[id(source)]) for source, image in pairs)
+        return replace(self, chat=replace(self.chat, images=images))
 
 
 def parse(body: Json, *, needs_max_tokens: bool = True) -> Messages:
@@ -49,6 +67,7 @@ def parse(body: Json, *, needs_max_tokens: bool = True) -> Messages:
         max_tokens,
         1,
         tuple(image for image, _ in images),
+        tuple(conversation.files),
     )
     return Messages(request, tuple(source for _, source in images))
 
@@ -65,6 +84,7 @@ class _Turn:
 @dataclass(slots=True)
 class _Conversation:
     messages: list[Json] = field(default_factory=list)
+    files: list[FilePart] = field(default_factory=list)
     _found: dict[int, tuple[str, Json]] = field(default_factory=dict)  # id of a part: its place, its source
 
     def read(self, system: object, given: Sequence[object]) -> None:
@@ -102,8 +122,13 @@ class _Conversation:
             self.messages.append({"role": role, "content": content})
             return
         turn = _Turn()
-        for number, block in enumerate(_blocks(content, f"{where}.content")):
-            self._block(block, role, turn, f"{where}.content[{number}]")
+        blocks = _blocks(content, f"{where}.content")
+        for number, block in enumerate(blocks):
+            place = f"{where}.content[{number}]"
+            if block.get("type") == "document":
+                self.files.append(files.of_document(block, blocks, place))
+            else:
+                self._block(block, role, turn, place)
         if role == "user" and not turn.parts:
             return
         told: Json = {"role": role}
@@ -116,8 +141,6 @@ class _Conversation:
         self.messages.append(told)
 
     def _block(self, block: Json, role: str, turn: _Turn, where: str) -> None:
-        if block.get("type") == "document":
-            files.document_as_image(block, where)
         match block.get("type"):
             case "text":
                 if text := _text(block, "text", where):
@@ -143,17 +166,18 @@ class _Conversation:
         if isinstance(content, str):
             texts = [content]
         elif content is not None:
-            for number, item in enumerate(_blocks(content, f"{where}.content")):
+            items = _blocks(content, f"{where}.content")
+            for number, item in enumerate(items):
                 place = f"{where}.content[{number}]"
-                if item.get("type") == "document":
-                    files.document_as_image(item, place)
                 match item.get("type"):
+                    case "document":
+                        self.files.append(files.of_document(item, items, place))
                     case "text":
                         texts.append(_text(item, "text", place))
                     case "image":
                         pictures.append(self._image(item, place))
                     case kind:
-                        what = f"{place}.type: {chat.short(kind)} is not supported; expected text or image"
+                        what = f"{place}.type: {chat.short(kind)} is not supported; expected text, image or document"
                         raise ApiError("invalid_value", what, param=f"{place}.type")
         self.messages.append({"role": "tool", "content": "\n".join(texts)})
         if pictures:

@@ -7,7 +7,7 @@ rewritten the client's own bytes go on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from kimi_serve.protocol import files
 from kimi_serve.protocol.errors import ApiError
 from kimi_serve.protocol.errors import short as short
+from kimi_serve.protocol.files import FilePart
 
 # Scheduling, caches and templates belong to the operator: a client who sets them can starve or read other tenants.
 OWNED_FIELDS: Final = (
@@ -74,6 +75,15 @@ class ChatRequest:
     max_tokens: int | None
     n: int
     images: tuple[ImagePart, ...]
+    files: tuple[FilePart, ...] = ()  # to be replaced by what they show, before anything is measured
+
+    def places(self) -> dict[int, str]:
+        """Where each image stands, by the id of what holds it in the client's body."""
+        return {id(image.part): image.where for image in self.images}
+
+    def placed(self, places: Mapping[int, str]) -> ChatRequest:
+        """The same, its images named by the places that they had before files became images."""
+        return replace(self, images=tuple(replace(one, where=places[id(one.part)]) for one in self.images))
 
 
 def parse_object(raw: bytes) -> Json:
@@ -103,6 +113,7 @@ def parse_chat(body: Json, *, most_choices: int) -> ChatRequest:
         completion if completion is not None else field(body, "max_tokens", int, at_least=1),
         choices(body, most_choices),
         tuple(_images(messages)),
+        tuple(_files(messages)),
     )
 
 
@@ -167,12 +178,21 @@ def _images(messages: Sequence[Json]) -> Iterator[ImagePart]:
         if isinstance(content, list):
             for number, part in enumerate(content):
                 where = f"messages[{index}].content[{number}]"
-                if isinstance(part, dict) and part.get("type") == "file":
-                    url = files.url_of(part.get("file"), f"{where}.file")
-                    part.clear()
-                    part.update({"type": "image_url", "image_url": {"url": url}})
                 if isinstance(part, dict) and _is_image(part):
                     yield _image(part, where)
+
+
+def _files(messages: Sequence[Json]) -> Iterator[FilePart]:
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        if not isinstance(content, list):
+            continue
+        for number, part in enumerate(content):
+            where = f"messages[{index}].content[{number}]"
+            if isinstance(part, dict) and part.get("type") == "file":
+                yield files.of_file(part, content, where)
+            elif isinstance(part, dict) and part.get("type") == "video_url":
+                yield files.of_video(part, content, where)
 
 
 def _is_image(part: Json) -> bool:

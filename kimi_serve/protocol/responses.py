@@ -13,6 +13,7 @@ from typing import Final
 from kimi_serve.protocol import chat, files
 from kimi_serve.protocol.chat import ChatRequest, ImagePart, Json
 from kimi_serve.protocol.errors import ApiError
+from kimi_serve.protocol.files import FilePart
 from kimi_serve.protocol.settled import TEXT_PARTS
 
 STATE: Final = ("previous_response_id", "previous_input_messages", "conversation", "prompt", "background", "store")
@@ -53,12 +54,14 @@ def parse(body: Json) -> ChatRequest:
         chat.field(body, "max_output_tokens", int, at_least=1),
         1,
         tuple(conversation.images()),
+        tuple(conversation.files),
     )
 
 
 @dataclass(slots=True)
 class _Conversation:
     messages: list[Json] = field(default_factory=list)
+    files: list[FilePart] = field(default_factory=list)
     _begins: int = 0  # the first message that came from the input: instructions are never added to
     _found: dict[int, str] = field(default_factory=dict)  # id of a part: its place
 
@@ -134,16 +137,15 @@ class _Conversation:
         if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
             raise ApiError("invalid_value", f"{where}: expected text or a list of parts", param=where)
         for number, part in enumerate(content):
-            self._part(part, f"{where}[{number}]")
+            place = f"{where}[{number}]"
+            if part.get("type") == "input_file":
+                self.files.append(files.of_input_file(part, content, place))
+            else:
+                self._part(part, place)
         return content
 
     def _part(self, part: Json, where: str) -> None:
         kind = part.get("type")
-        if kind == "input_file":
-            url = files.url_of(part, where)
-            part.clear()
-            part.update({"type": "input_image", "detail": "auto", "image_url": url})
-            kind = "input_image"
         if kind in TEXT_PARTS:
             _text(part, "text", where)
         elif kind == "input_image":

@@ -104,8 +104,8 @@ REFUSED: dict[str, tuple[Kind, Json, str, str]] = {
     "chat, PDF": (
         "chat",
         chat_file(file_data=f"data:application/pdf;base64,{PDF}"),
-        "unsupported_media_type",
-        "render its pages",
+        "invalid_document",
+        "is damaged",
     ),
     "chat, text": ("chat", chat_file(file_data="data:text/plain;base64,aGVsbG8="), "unsupported_media_type", "JPEG"),
     "chat, id": ("chat", chat_file(file_id="f-1"), "invalid_value", "messages[0].content[0].file.file_id: "),
@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[Kind, Json, str, str]] = {
         "media_url_forbidden",
         "messages[0].content[0]",
     ),
-    "responses, PDF": ("responses", input_file(file_data=PDF), "unsupported_media_type", "render its pages"),
+    "responses, PDF": ("responses", input_file(file_data=PDF), "invalid_document", "is damaged"),
     "responses, id": ("responses", input_file(file_id="f-1"), "invalid_value", "input[0].content[0].file_id: "),
     "responses, private": (
         "responses",
@@ -129,8 +129,8 @@ REFUSED: dict[str, tuple[Kind, Json, str, str]] = {
     "messages, PDF": (
         "messages",
         document(type="base64", media_type="application/pdf", data=PDF),
-        "unsupported_media_type",
-        "render its pages",
+        "invalid_document",
+        "is damaged",
     ),
     "messages, id": ("messages", document(type="file", file_id="f-1"), "invalid_value", "keeps no files"),
     "messages, text": (

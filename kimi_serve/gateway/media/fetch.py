@@ -22,7 +22,7 @@ from kimi_serve.gateway.media.targets import Target, follow, invalid, parse
 from kimi_serve.protocol.errors import ApiError
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_HEADERS: Final = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "kimi-serve"}
+_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "kimi-serve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,18 @@ class FetchRules:
     max_concurrent: int = 32  # fetches of this process; more wait, within their timeout
     timeout_s: float = 10.0  # of one fetch, with its redirects
     connect_timeout_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What differs between kinds of media; None: as the rules say."""
+
+    accept: str = "image/*"
+    max_bytes: int | None = None
+    timeout_s: float | None = None
+
+
+PICTURE: Final = Wanted()
 
 
 class Resolver(Protocol):
@@ -66,7 +78,7 @@ class Fetcher:
         self._rules = rules
         self._gate = _Gate(rules, resolver)
         self._slots = asyncio.Semaphore(rules.max_concurrent)
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[tuple[str, Wanted], _Flight] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -99,58 +111,60 @@ class Fetcher:
         await self._session.close()
         self._session = None
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, wanted: Wanted = PICTURE) -> bytes:
         """Return the bytes behind a URL. ApiError: invalid_media_url, media_url_forbidden, media_fetch_failed,
         media_fetch_timeout, image_too_large."""
-        flight = self._flights.get(url)
+        key = url, wanted
+        flight = self._flights.get(key)
         if flight is None or flight.task.done():
-            flight = _Flight(asyncio.create_task(self._fetch(url)))
-            self._flights[url] = flight
+            flight = _Flight(asyncio.create_task(self._fetch(url, wanted)))
+            self._flights[key] = flight
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
             if flight.waiters == 0:
-                await self._land(url, flight)
+                await self._land(key, flight)
 
-    async def _land(self, url: str, flight: _Flight) -> None:
+    async def _land(self, key: tuple[str, Wanted], flight: _Flight) -> None:
         """Nobody waits any more: forget the fetch, and end it where it still runs."""
-        if self._flights.get(url) is flight:
-            del self._flights[url]
+        if self._flights.get(key) is flight:
+            del self._flights[key]
         if not flight.task.done():
             flight.task.cancel()
             await asyncio.wait([flight.task])
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, wanted: Wanted) -> bytes:
         target = self._permitted(parse(url))
         origin = target.origin
+        timeout_s = wanted.timeout_s or self._rules.timeout_s
         try:
-            async with asyncio.timeout(self._rules.timeout_s), self._slots:
-                return await self._follow(target)
+            async with asyncio.timeout(timeout_s), self._slots:
+                return await self._follow(target, wanted)
         except TimeoutError:
             raise ApiError(
                 "media_fetch_timeout",
                 f"media URL: {origin} did not deliver in time: {self._rules.connect_timeout_s:g} s to connect, "
-                f"{self._rules.timeout_s:g} s in all",
+                f"{timeout_s:g} s in all",
             ) from None
         except (aiohttp.ClientError, OSError, ValueError):  # their texts can hold the URL: leave them out
             raise _failed(origin, "could not be reached, or broke off its answer") from None
 
-    async def _follow(self, target: Target) -> bytes:
+    async def _follow(self, target: Target, wanted: Wanted) -> bytes:
         origin = target.origin
         for _ in range(self._rules.max_redirects + 1):
-            found = await self._request(target)
+            found = await self._request(target, wanted)
             if isinstance(found, bytes):
                 return found
             target = self._permitted(follow(target, found))
         raise _failed(origin, f"redirected more than {self._rules.max_redirects} times")
 
-    async def _request(self, target: Target) -> bytes | str:
+    async def _request(self, target: Target, wanted: Wanted) -> bytes | str:
         """Return the body, or where a redirect leads."""
         assert self._session is not None
         url = URL(target.url, encoded=True)
-        async with self._session.get(url, allow_redirects=False) as response:
+        async with self._session.get(url, allow_redirects=False, headers={"Accept": wanted.accept}) as response:
             if response.status in _REDIRECTS:
                 if "Location" not in response.headers:
                     raise _failed(target.origin, "redirected to nowhere")
@@ -159,10 +173,9 @@ class Fetcher:
                 raise _failed(target.origin, f"answered with status {response.status}")
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise _failed(target.origin, "compressed its answer, which was not asked for")
-            return await self._body(response)
+            return await self._body(response, wanted.max_bytes or self._rules.max_bytes)
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        limit = self._rules.max_bytes
+    async def _body(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         body = bytearray()
         if (response.content_length or 0) <= limit:
             async for chunk in response.content.iter_any():

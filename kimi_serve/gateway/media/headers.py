@@ -42,7 +42,7 @@ REFUSED: Final[dict[str, str]] = {
     "AVIF sequence": "send one still picture",
     "JPEG XL": "convert it to JPEG or PNG",
     "SVG": "render it to PNG",
-    "PDF": "render its pages to PNG",
+    "PDF": "send it as a file, in Messages as a document",
 }
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")

@@ -17,10 +17,11 @@ from kimi_serve.gateway.fitting.fit import Asking, Fitted, fitted, take_option
 from kimi_serve.gateway.fitting.told import NAME
 from kimi_serve.gateway.fitting.turns import Reading
 from kimi_serve.gateway.gateway import Gateway
-from kimi_serve.gateway.prepare import model_of, with_files
+from kimi_serve.gateway.prepare import Told, chat_of, messages_of, model_of, with_files, without_files
 from kimi_serve.gateway.routes import schemas
 from kimi_serve.gateway.routes.documented import errors, gives, takes
 from kimi_serve.protocol import chat
+from kimi_serve.protocol.chat import ChatRequest
 from kimi_serve.protocol.errors import ApiError
 
 router = APIRouter()
@@ -53,10 +54,16 @@ async def tokenize(request: Request) -> JSONResponse:
         await with_files(gateway, caller, asked, reservation)
         told: dict[str, Any] = {}
         if "messages" in asked:
-            asking = Asking(take_option(asked), limit, caller.salt, only_counts=True)
-            parsed = chat.parse_chat(asked, most_choices=gateway.settings.policy.max_choices)
-            reading = Reading(asked, parsed, None, turns.read_chat)
-            fit = await fitted(gateway, reading, asking, reservation, request.state.journey)
+            journey, most = request.state.journey, gateway.settings.policy.max_choices
+            option = take_option(asked)
+
+            def parse() -> ChatRequest:
+                return chat.parse_chat(asked, most_choices=most)
+
+            parsed = await without_files(gateway, parse(), parse, reservation, journey)
+            reading = Reading(asked, chat_of(parsed), None, turns.read_chat)
+            asking = Asking(option, limit, caller.salt, only_counts=True)
+            fit = await fitted(gateway, reading, asking, reservation, journey)
             asked, counts, told = fit.reading.asked.body, list(fit.cost.image_tokens), _told(fit)
             pad = gateway.meter.tokenizer.special_id("<|media_pad|>")
             left = iter(counts)
@@ -106,11 +113,17 @@ async def _count(
         chat.apply_policy(given, gateway.settings.policy.owned_fields)
         option = take_option(given)
         await with_files(gateway, caller, given, reservation)
-        asked, told = read(given)
-        request.state.journey.model, limit = model_of(gateway, caller, asked.model)
+
+        def parse() -> Told:
+            asked, messages = read(given)
+            return asked if messages is None else messages
+
+        told, journey = parse(), request.state.journey
+        journey.model, limit = model_of(gateway, caller, chat_of(told).model)
+        told = await without_files(gateway, told, parse, reservation, journey)
         asking = Asking(option, limit, caller.salt, fields, only_counts=True)
-        reading = Reading(given, asked, told, read, text_type)
-        fit = await fitted(gateway, reading, asking, reservation, request.state.journey)
+        reading = Reading(given, chat_of(told), messages_of(told), read, text_type)
+        fit = await fitted(gateway, reading, asking, reservation, journey)
         return {"input_tokens": fit.cost.tokens, **_told(fit)}
 
 

@@ -59,7 +59,8 @@ _PART: Final[Schema] = {
     **ANY,
     "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL, and "
     "`image_url.detail`, one of low, high and auto; "
-    "file with `file.file_data`, a data URL of a picture, or `file.file_id`",
+    "file with `file.file_data`, a data URL of a picture or a PDF, or `file.file_id`; of a PDF "
+    "`pages` and `text` may be chosen; video_url with `video_url.url`, and `fps` or `frames`",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
 _ROLES: Final = ["system", "developer", "user", "assistant", "tool"]
@@ -99,7 +100,8 @@ COMPLETION: Final = _object(
 )
 _BLOCK: Final[Schema] = {
     **ANY,
-    "description": "by its type: text; image with a base64 or url source; tool_use, tool_result, thinking",
+    "description": "by its type: text; image with a base64 or url source; document with a picture or a PDF; "
+    "tool_use, tool_result, thinking",
 }
 _TURN: Final = _object(
     {
