@@ -31,9 +31,8 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 NANO_NOTE = """\
 kimi-vl-nano is a very small model in Kimi-VL's layout, trained for a few hours on synthetic pictures to show that the
-server works. It is NOT Kimi-VL: it names most colours and shapes, reads most numbers and words, is WRONG about much
-else even in such pictures, and knows nothing of photos; its README.md, beside the weights, has the figures. For real
-answers:
+server works. It is NOT Kimi-VL: in such pictures it names colours and shapes, reads most numbers and words, and is
+WRONG about much else; it knows nothing of photos. Its README.md, beside the weights, has the figures. For real answers:
 kimi-serve up DIRECTORY_OF_KIMI_VL"""
 
 
