@@ -1,7 +1,7 @@
 """What a gateway adds, beside direct access and beside peers, all in front of the same engine, in turns.
 
     python -m benchmarks.overhead                                   # direct and ours
-    benchmarks/peers.sh /tmp/peers && python -m benchmarks.overhead --peers /tmp/peers
+    benchmarks/peers.sh PEERS && python -m benchmarks.overhead --peers PEERS
     python -m benchmarks.overhead --soak 100000                     # our memory over so many requests
 
 The engine and the clients, one C++ process, have the first core; every gateway has the second, and nobody else's turn
