@@ -26,11 +26,12 @@ from tqdm import tqdm
 from kimi_serve.inputs.config import ModelConfig, parse_model_config
 from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.quantize import job, layout, manifest, scheme
+from kimi_serve.quantize.headers import INDEX, SIZES, Stored
 from kimi_serve.quantize.layout import Output, Shard, Task
 from kimi_serve.quantize.manifest import Manifest
 from kimi_serve.quantize.options import SHARD_BYTES
 from kimi_serve.quantize.scheme import Scheme
-from kimi_serve.quantize.source import DTYPES, INDEX, SIZES, Stored
+from kimi_serve.quantize.source import DTYPES
 from kimi_serve.quantize.writer import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parent.parent

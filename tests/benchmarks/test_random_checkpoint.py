@@ -15,10 +15,11 @@ from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.inputs.tokenizer import Tokenizer
 from kimi_serve.quantize import command, decoder
+from kimi_serve.quantize.headers import INDEX
 from kimi_serve.quantize.manifest import NAME
 from kimi_serve.quantize.options import Options
 from kimi_serve.quantize.reading import Model
-from kimi_serve.quantize.source import INDEX, Weights
+from kimi_serve.quantize.source import Weights
 
 TEXT = {
     "hidden_size": 64,

@@ -16,7 +16,7 @@ from tests.stack.served import command, fresh_http
 
 SAMPLES = Path(__file__).parents[1] / "nano"
 # Of the 40 samples. The card beside the weights has the scores of many more; this only sees that answers are no noise.
-LEAST_RIGHT = 18
+LEAST_RIGHT = 25
 
 pytestmark = pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="no bundled checkpoint in this checkout")
 

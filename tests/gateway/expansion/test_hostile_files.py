@@ -24,7 +24,7 @@ from tests.gateway.expansion.corpus import LANDSCAPE, as_url, endless, mutated, 
 from tests.gateway.test_gateway import eventually
 from tests.gateway.test_metrics import sample
 
-COPIES = int(os.environ.get("KIMI_SERVE_FUZZ_FILES", "200"))
+COPIES = int(os.environ.get("KIMI_SERVE_FUZZ_FILES", "60"))
 SLOW = cache(endless)
 LARGE = cache(swelling)
 

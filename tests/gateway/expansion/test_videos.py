@@ -28,7 +28,7 @@ from tests.gateway.expansion.test_hostile_files import processes
 from tests.gateway.test_gateway import png
 from tests.gateway.test_metrics import sample
 
-COPIES = int(os.environ.get("KIMI_SERVE_FUZZ_FILES", "200"))
+COPIES = int(os.environ.get("KIMI_SERVE_FUZZ_FILES", "60"))
 Json = dict[str, object]
 
 
