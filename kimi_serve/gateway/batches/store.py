@@ -13,13 +13,14 @@ from dataclasses import fields
 from typing import Any, Final
 
 from kimi_serve.gateway.batches.lines import Line
-from kimi_serve.gateway.batches.records import Batch, Ending, Problem, Status
+from kimi_serve.gateway.batches.records import Batch, Ending, Problem, Status, Usage
 from kimi_serve.gateway.sqlite import Sqlite
 from kimi_serve.protocol.errors import ApiError, short
 
 _NAMES: Final = tuple(field.name for field in fields(Batch))
 _COLUMNS: Final = ", ".join(_NAMES)
 _ADD: Final = f"INSERT INTO batches ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"
+_ADD_USAGE: Final = ", ".join(f"{name} = {name} + ?" for name in Usage._fields)
 _JSON: Final = ("metadata", "times", "problems")
 _FLAGS: Final = ("has_output", "has_errors")
 _CANCELLABLE: Final = ("validating", "in_progress")
@@ -104,14 +105,14 @@ class BatchStore:
         rows = await self._database.read(lambda of: of.execute(asked, (batch.id,)).fetchall())
         return [Line(*row) for row in rows]
 
-    async def answer(self, batch: Batch, number: int, result: bytes, *, is_good: bool) -> None:
-        """The line's result, unless it has one."""
+    async def answer(self, batch: Batch, number: int, result: bytes, usage: Usage, *, is_good: bool) -> None:
+        """The line's result, unless it has one, and what it took."""
         column = "completed" if is_good else "failed"
 
         def answer(of: sqlite3.Connection) -> None:
             change = "UPDATE lines SET result = ?, is_good = ? WHERE batch = ? AND number = ? AND result IS NULL"
             if of.execute(change, (result, is_good, batch.id, number)).rowcount:
-                of.execute(f"UPDATE batches SET {column} = {column} + 1 WHERE id = ?", (batch.id,))
+                of.execute(f"UPDATE batches SET {column} = {column} + 1, {_ADD_USAGE} WHERE id = ?", (*usage, batch.id))
 
         await self._database.write(answer)
 

@@ -37,6 +37,12 @@ _STEPS: Final = (
         length INTEGER NOT NULL, result BLOB, is_good INTEGER, PRIMARY KEY (batch, number)
     );
     """,
+    """
+    ALTER TABLE batches ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 logger = logging.getLogger(__name__)

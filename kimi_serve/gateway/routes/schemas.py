@@ -312,6 +312,15 @@ BATCH: Final = _object(
         "expires_at": COUNT,
         **{f"{name}_at": _TIME for name in _TIMES},
         "request_counts": _object({"total": COUNT, "completed": COUNT, "failed": COUNT}),
+        "usage": _object(
+            {
+                "input_tokens": COUNT,
+                "input_tokens_details": _object({"cached_tokens": COUNT}),
+                "output_tokens": COUNT,
+                "output_tokens_details": _object({"reasoning_tokens": COUNT}),
+                "total_tokens": COUNT,
+            }
+        ),
         "metadata": _nullable({**ANY, "additionalProperties": STRING}),
     }
 )
