@@ -60,7 +60,7 @@ _PART: Final[Schema] = {
     "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL, and "
     "`image_url.detail`, one of low, high and auto; "
     "file with `file.file_data`, a data URL of a picture or a PDF, or `file.file_id`; of a PDF "
-    "`pages` and `text` may be chosen; video_url with `video_url.url`, and `fps` or `frames`; "
+    "`pages` and `text` may be chosen; video_url with `video_url.url`, `fps` or `frames`, and `sampling`; "
     "`file_id` may stand for every `url`",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
