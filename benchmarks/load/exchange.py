@@ -1,0 +1,234 @@
+"""One streamed request: sends it, notes when each token comes, and leaves where it is told to. Knows HTTP and SSE.
+
+Blocking sockets of the standard library, which locust makes cooperative: one greenlet waits, all others go on.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import gevent
+
+from benchmarks.load.conversations import Ask
+from benchmarks.load.records import Outcome, Record
+from kimi_serve.protocol.sse import Splitter, data_of
+
+ROUTE: Final = "/v1/chat/completions"
+ENDED_EARLY: Final = "the stream ended without [DONE]"
+_IDLE_S: Final = 15.0  # connections that were idle for longer are not used again: servers close them
+_READ_BYTES: Final = 65536
+_BROKEN: Final = (OSError, http.client.HTTPException)
+
+
+class Left(Exception):  # noqa: N818  # nothing went wrong
+    """The client leaves, as its part of the scenario says."""
+
+
+class TookTooLong(Exception):  # noqa: N818
+    """The scenario's timeout_s is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    prefix: str  # of every path
+    key: str | None = None
+
+    @classmethod
+    def at(cls, url: str, key: str | None) -> Server:
+        """url may end in /v1, as clients of OpenAI write it."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            shown = url.partition("@")[2] or url  # never a password
+            raise ValueError(f"host: a URL such as http://127.0.0.1:8000 is expected, not {shown!r}")
+        prefix = parts.path.rstrip("/").removesuffix("/v1")
+        return cls(parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), prefix, key)  # type: ignore[arg-type]  # looked at above
+
+    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self.scheme == "https":
+            return http.client.HTTPSConnection(
+                self.host, self.port, timeout=timeout_s, context=ssl.create_default_context()
+            )
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+
+    def headers(self) -> dict[str, str]:
+        key = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+        return {"content-type": "application/json", **key}
+
+
+@dataclass(slots=True)
+class Seen:
+    """What has come of one answer so far."""
+
+    began: float
+    token_s: list[float] = field(default_factory=list)
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    retry_after_s: float | None = None
+    outcome: Outcome = "failed"
+    why: str | None = ENDED_EARLY
+
+
+class Client:
+    """Keeps idle connections; any number of greenlets may ask at once."""
+
+    def __init__(self, server: Server, timeout_s: float) -> None:
+        self._server, self._timeout_s = server, timeout_s
+        self._idle: list[tuple[http.client.HTTPConnection, float]] = []
+
+    def exchange(self, ask: Ask, due_s: float, start: float) -> Record:
+        """start: the run's beginning, by time.perf_counter. Whatever happens is in the record; nothing is raised."""
+        seen = Seen(time.perf_counter())
+        try:
+            with gevent.Timeout(ask.cancel_after_s, Left), gevent.Timeout(self._timeout_s, TookTooLong):
+                self._play(ask.body, seen)
+        except Left:
+            seen.outcome, seen.why = "cancelled", None
+        except TookTooLong:
+            seen.outcome, seen.why = "failed", "timeout"
+        except (*_BROKEN, ValueError) as error:
+            seen.outcome, seen.why = "failed", f"connection: {type(error).__name__}"
+        return Record(
+            ask.number,
+            ask.part,
+            due_s,
+            seen.began - start,
+            time.perf_counter() - start,
+            seen.outcome,
+            seen.why,
+            tuple(seen.token_s),
+            seen.prompt_tokens,
+            seen.answer_tokens,
+            seen.retry_after_s,
+        )
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = self._server.connect(self._timeout_s)
+        try:
+            connection.request("GET", self._server.prefix + path, headers=self._server.headers())
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def _play(self, body: bytes, seen: Seen) -> None:
+        connection, is_used = self._connection()
+        try:
+            response, wire = self._ask(connection, body)
+        except _BROKEN:
+            if not is_used:
+                raise
+            # The server closed it while it was idle; that is no fault of this request.
+            connection = self._server.connect(self._timeout_s)
+            response, wire = self._ask(connection, body)
+        is_over = False
+        try:
+            _read(response, seen)
+            is_over = response.isclosed() and not response.will_close
+        finally:
+            if is_over:
+                self._idle.append((connection, time.perf_counter()))
+            else:
+                _cut(wire)
+                response.close()
+                connection.close()
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, body: bytes
+    ) -> tuple[http.client.HTTPResponse, socket.socket]:
+        is_answered = False
+        try:
+            connection.request("POST", self._server.prefix + ROUTE, body, self._server.headers())
+            wire = connection.sock  # taken before the answer, which takes it away where it ends the connection
+            response = connection.getresponse()
+            is_answered = True
+        finally:
+            if not is_answered:
+                connection.close()
+        return response, wire
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if time.perf_counter() - since < _IDLE_S:
+                return connection, True
+            connection.close()
+        return self._server.connect(self._timeout_s), False
+
+
+def _cut(wire: socket.socket) -> None:
+    """At once, whatever still holds the file of the answer: the server has to see that its client left."""
+    with suppress(OSError):  # the other side was faster
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+def _read(response: http.client.HTTPResponse, seen: Seen) -> None:
+    if response.status != 200:
+        _refused(response, seen)
+        return
+    splitter = Splitter()
+    while chunk := response.read1(_READ_BYTES):
+        at = time.perf_counter() - seen.began
+        for frame in splitter.feed(chunk):
+            _note(frame, at, seen)
+
+
+def _note(frame: bytes, at: float, seen: Seen) -> None:
+    data = data_of(frame)
+    if data is None:
+        return
+    if data == b"[DONE]":
+        if seen.why == ENDED_EARLY:
+            seen.outcome, seen.why = "answered", None
+        return
+    told = json.loads(data)
+    if "error" in told:
+        seen.why = f"stream: {told['error'].get('code') or told['error'].get('type')}"
+        return
+    if usage := told.get("usage"):
+        seen.prompt_tokens, seen.answer_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    for choice in told.get("choices", ()):
+        # A frame that only names the role is no token; after the first text each is, though its text may be empty.
+        if seen.token_s or _has_text(choice["delta"]):
+            seen.token_s.append(at)
+
+
+def _has_text(delta: dict[str, object]) -> bool:
+    return any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls"))
+
+
+def _refused(response: http.client.HTTPResponse, seen: Seen) -> None:
+    """429 and 503 that say when to come back are refusals; without, and all else, they are failures."""
+    body = response.read()
+    code = response.getheader("x-kimi-serve-reason") or _code(body)
+    seen.why = f"{response.status} {code}".strip()
+    after = _number(response.getheader("retry-after"))
+    if response.status in (429, 503) and after is not None:
+        seen.outcome, seen.retry_after_s = "refused", after
+    elif response.status in (429, 503):
+        seen.why += " without Retry-After"
+
+
+def _code(body: bytes) -> str:
+    try:
+        error = json.loads(body)["error"]
+        return str(error.get("code") or error.get("type") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
