@@ -42,7 +42,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Requests come at even distances, for both; a turn has its own salt and finds nothing in caches of those before."""
+    """Requests come at even distances, for both; a turn has its own salt and finds no cache filled."""
 
     asked: Asked
     scenario: Scenario
