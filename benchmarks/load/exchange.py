@@ -6,23 +6,21 @@ Blocking sockets of the standard library, which locust makes cooperative: one gr
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 import ssl
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import gevent
 
+from benchmarks.load.answers import Seen
 from benchmarks.load.conversations import Ask
-from benchmarks.load.records import Outcome, Record
-from kimi_serve.protocol.sse import Splitter, data_of
+from benchmarks.load.records import Record
 
 ROUTE: Final = "/v1/chat/completions"
-ENDED_EARLY: Final = "the stream ended without [DONE]"
 _IDLE_S: Final = 15.0  # connections that were idle for longer are not used again: servers close them
 _READ_BYTES: Final = 65536
 _BROKEN: Final = (OSError, http.client.HTTPException)
@@ -66,19 +64,6 @@ class Server:
         return {"content-type": "application/json", **key}
 
 
-@dataclass(slots=True)
-class Seen:
-    """What has come of one answer so far."""
-
-    began: float
-    token_s: list[float] = field(default_factory=list)
-    prompt_tokens: int | None = None
-    answer_tokens: int | None = None
-    retry_after_s: float | None = None
-    outcome: Outcome = "failed"
-    why: str | None = ENDED_EARLY
-
-
 class Client:
     """Keeps idle connections; any number of greenlets may ask at once."""
 
@@ -93,11 +78,13 @@ class Client:
             with gevent.Timeout(ask.cancel_after_s, Left), gevent.Timeout(self._timeout_s, TookTooLong):
                 self._play(ask.body, seen)
         except Left:
-            seen.outcome, seen.why = "cancelled", None
+            seen.end("cancelled")
         except TookTooLong:
-            seen.outcome, seen.why = "failed", "timeout"
-        except (*_BROKEN, ValueError) as error:
-            seen.outcome, seen.why = "failed", f"connection: {type(error).__name__}"
+            seen.end("failed", "timeout")
+        except _BROKEN as error:
+            seen.end("failed", f"connection: {type(error).__name__}")
+        except ValueError:
+            seen.end("failed", "an answer that is no stream of chat completions")
         return Record(
             ask.number,
             ask.part,
@@ -174,61 +161,8 @@ def _cut(wire: socket.socket) -> None:
 
 def _read(response: http.client.HTTPResponse, seen: Seen) -> None:
     if response.status != 200:
-        _refused(response, seen)
+        told = response.getheader
+        seen.refuse(response.status, response.read(), told("x-kimi-serve-reason"), told("retry-after"))
         return
-    splitter = Splitter()
     while chunk := response.read1(_READ_BYTES):
-        at = time.perf_counter() - seen.began
-        for frame in splitter.feed(chunk):
-            _note(frame, at, seen)
-
-
-def _note(frame: bytes, at: float, seen: Seen) -> None:
-    data = data_of(frame)
-    if data is None:
-        return
-    if data == b"[DONE]":
-        if seen.why == ENDED_EARLY:
-            seen.outcome, seen.why = "answered", None
-        return
-    told = json.loads(data)
-    if "error" in told:
-        seen.why = f"stream: {told['error'].get('code') or told['error'].get('type')}"
-        return
-    if usage := told.get("usage"):
-        seen.prompt_tokens, seen.answer_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    for choice in told.get("choices", ()):
-        # A frame that only names the role is no token; after the first text each is, though its text may be empty.
-        if seen.token_s or _has_text(choice["delta"]):
-            seen.token_s.append(at)
-
-
-def _has_text(delta: dict[str, object]) -> bool:
-    return any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls"))
-
-
-def _refused(response: http.client.HTTPResponse, seen: Seen) -> None:
-    """429 and 503 that say when to come back are refusals; without, and all else, they are failures."""
-    body = response.read()
-    code = response.getheader("x-kimi-serve-reason") or _code(body)
-    seen.why = f"{response.status} {code}".strip()
-    after = _number(response.getheader("retry-after"))
-    if response.status in (429, 503) and after is not None:
-        seen.outcome, seen.retry_after_s = "refused", after
-    elif response.status in (429, 503):
-        seen.why += " without Retry-After"
-
-
-def _code(body: bytes) -> str:
-    try:
-        error = json.loads(body)["error"]
-        return str(error.get("code") or error.get("type") or "")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ""
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
+        seen.feed(chunk, time.perf_counter() - seen.began)

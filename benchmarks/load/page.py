@@ -40,10 +40,7 @@ def page(runs: Sequence[Run], summaries: Sequence[Summary], pictures: Sequence[b
 
 
 def _section(run: Run, summary: Summary, picture: bytes) -> str:
-    told = run.header["told"]
-    assert isinstance(told, dict)
-    limits = told["limits"]
-    header = run.header
+    header, told, limits = run.header, run.told, run.told["limits"]
     place = f"{header['began']}, {header['host']}, {header['model']}, commit {header['commit']}"
     shown = base64.b64encode(picture).decode()
     lines = [

@@ -24,9 +24,7 @@ def plot(run: Run, file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    told = run.header["told"]
-    assert isinstance(told, dict)
-    limits = told["limits"]
+    limits = run.told["limits"]
     drawn, axes = pyplot.subplots(2, 2, figsize=(11, 7))
     _shares(axes[0][0], run, lambda one: one.ttft_s, "time to the first token, s", limits["ttft_s"])
     _shares(axes[0][1], run, lambda one: one.tpot_s, "time per output token, s", limits["tpot_s"])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Outcome = Literal["answered", "refused", "failed", "cancelled"]
 RUN: Final = "run.json"
@@ -84,6 +84,13 @@ class Run:
     def label(self) -> str:
         return str(self.header["label"])
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """The scenario, as it was offered."""
+        told = self.header["told"]
+        assert isinstance(told, dict)
+        return told
+
     def number(self, name: str) -> float:
         value = self.header[name]
         assert isinstance(value, int | float), f"{name} of {self.folder}"
@@ -102,6 +109,8 @@ def load(folder: Path) -> Run:
     if not header["complete"]:
         raise RunError(f"{folder}: the run did not get to its end; run it again")
     records = [_record(line) for line in _lines(folder / REQUESTS)]
+    if len(records) != header["started"]:
+        raise RunError(f"{folder}: {header['started']} requests were started, and {len(records)} have a record")
     samples = [Sample(line["at_s"], line["values"]) for line in _lines(folder / SERVER)]
     return Run(folder, header, sorted(records, key=lambda one: one.number), samples)
 

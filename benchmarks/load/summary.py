@@ -83,12 +83,10 @@ class Summary:
 
 
 def summarize(run: Run) -> Summary:
-    told = run.header["told"]
-    assert isinstance(told, dict)
-    limits, records = Limits.model_validate(told["limits"]), run.records
+    limits, records = Limits.model_validate(run.told["limits"]), run.records
     answered = [one for one in records if one.outcome == "answered"]
     span = max((one.end_s for one in answered), default=0.0) - min((one.sent_s for one in answered), default=0.0)
-    parts = list(dict.fromkeys(part["name"] for part in told["parts"]))
+    parts = list(dict.fromkeys(part["name"] for part in run.told["parts"]))
     figures = figures_of(records, limits)
     return Summary(
         label=run.label,

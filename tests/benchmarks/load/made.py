@@ -19,7 +19,14 @@ def run(folder: Path, records: Sequence[Record], scenario: str = "chat", **more:
     folder.mkdir(parents=True)
     told = scenarios.read(scenario).model_dump(mode="json")
     header = {"label": scenario, "scenario": scenario, "told": told, "host": "http://h", "model": "m", "rate": 10.0}
-    header |= {"seconds": 10.0, "due": len(records), "unstarted": 0, "began": "2026-01-01", "commit": "c"}
+    header |= {
+        "seconds": 10.0,
+        "due": len(records),
+        "started": len(records),
+        "unstarted": 0,
+        "began": "2026-01-01",
+        "commit": "c",
+    }
     (folder / RUN).write_text(json.dumps(header | {"client": "a machine", "complete": True, **more}))
     (folder / REQUESTS).write_text("".join(one.as_line() + "\n" for one in reversed(records)))
     samples = [{"at_s": n, "values": {"process_resident_memory_bytes": (100 + n) * 2**20}} for n in range(3)]

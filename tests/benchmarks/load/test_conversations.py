@@ -56,6 +56,8 @@ def shape(value: Any) -> Any:
         return {key: shape(one) for key, one in value.items()}
     if isinstance(value, list):
         return [shape(one) for one in value]
+    if not isinstance(value, str):
+        return value
     return value.partition(",")[0] if value.startswith("data:") else len(value.split())
 
 

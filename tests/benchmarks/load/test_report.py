@@ -67,6 +67,11 @@ def test_a_run_that_was_cut_off_is_no_result(tmp_path: Path) -> None:
         report.runs_in([tmp_path])
 
 
+def test_a_request_without_a_record_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="3 requests were started, and 2 have a record"):
+        run(tmp_path / "a", [record(0), record(1)], started=3)
+
+
 def test_a_folder_without_runs_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run is in there"):
         report.runs_in([tmp_path])
