@@ -11,6 +11,7 @@ import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -52,16 +53,20 @@ class Server:
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         return cls(parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), prefix, key)  # type: ignore[arg-type]  # looked at above
 
-    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+    def connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        """Not connected yet; timeout_s is for each wait of its socket."""
         if self.scheme == "https":
-            return http.client.HTTPSConnection(
-                self.host, self.port, timeout=timeout_s, context=ssl.create_default_context()
-            )
+            return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=_trusted())
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
 
     def headers(self) -> dict[str, str]:
         key = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         return {"content-type": "application/json", **key}
+
+
+@cache  # reading the certificates takes tens of milliseconds
+def _trusted() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 class Client:
@@ -79,7 +84,7 @@ class Client:
                 self._play(ask.body, seen)
         except Left:
             seen.end("cancelled")
-        except TookTooLong:
+        except (TookTooLong, TimeoutError):  # TimeoutError: the socket's own, of as many seconds
             seen.end("failed", "timeout")
         except _BROKEN as error:
             seen.end("failed", f"connection: {type(error).__name__}")
@@ -100,7 +105,7 @@ class Client:
         )
 
     def get(self, path: str) -> tuple[int, bytes]:
-        connection = self._server.connect(self._timeout_s)
+        connection = self._server.connection(self._timeout_s)
         try:
             connection.request("GET", self._server.prefix + path, headers=self._server.headers())
             response = connection.getresponse()
@@ -116,7 +121,7 @@ class Client:
             if not is_used:
                 raise
             # The server closed it while it was idle; that is no fault of this request.
-            connection = self._server.connect(self._timeout_s)
+            connection = self._server.connection(self._timeout_s)
             response, wire = self._ask(connection, body)
         is_over = False
         try:
@@ -135,8 +140,12 @@ class Client:
     ) -> tuple[http.client.HTTPResponse, socket.socket]:
         is_answered = False
         try:
-            connection.request("POST", self._server.prefix + ROUTE, body, self._server.headers())
+            if connection.sock is None:
+                connection.connect()
             wire = connection.sock  # taken before the answer, which takes it away where it ends the connection
+            # A server that refuses a body before it has read it: its answer lies ready all the same.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", self._server.prefix + ROUTE, body, self._server.headers())
             response = connection.getresponse()
             is_answered = True
         finally:
@@ -150,7 +159,7 @@ class Client:
             if time.perf_counter() - since < _IDLE_S:
                 return connection, True
             connection.close()
-        return self._server.connect(self._timeout_s), False
+        return self._server.connection(self._timeout_s), False
 
 
 def _cut(wire: socket.socket) -> None:

@@ -98,6 +98,21 @@ def test_overload_is_refused_with_a_time_and_is_no_failure(stage: Callable[..., 
     opened.front.assert_idle()
 
 
+def test_a_body_that_is_refused_unread_is_refused_and_no_broken_connection(
+    stage: Callable[..., Stage], tmp_path: Path
+) -> None:
+    """Two bodies of some 130 KB fit at once: the gateway refuses a third that has not come yet."""
+    opened = stage({"ttft_s": 0.6, "tokens": 2}, body={"in_flight_bytes": 320_000})
+    file = scenario(tmp_path)
+    file.write_text(file.read_text().replace('kind = "text"', 'kind = "images", sizes = [[640, 640]]'))
+    run = opened.load("mine", file, rate=12)
+    found = summarize(run)
+    assert (found.all.failed, found.errors) == (0, {})
+    assert set(found.refusals) == {"503 bytes_in_flight"}
+    assert found.all.answered > 0
+    opened.front.assert_idle()
+
+
 def test_streams_that_break_are_failures_with_their_code(stage: Callable[..., Stage], tmp_path: Path) -> None:
     opened = stage({"fail": "die_mid_stream", "after_tokens": 3})
     run = opened.load("mine", scenario(tmp_path), rate=2)
