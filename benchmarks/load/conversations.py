@@ -51,8 +51,7 @@ def ask(scenario: Scenario, model: str, number: int, salt: str) -> Ask:
 
 def converse(scenario: Scenario, number: int, salt: str) -> Talk:
     draw = random.Random(f"{scenario.seed} {number}")
-    part = draw.choices(scenario.parts, [one.weight for one in scenario.parts])[0]
-    leaves = draw.uniform(*part.cancel.after_s) if part.cancel and draw.random() < part.cancel.share else None
+    part, leaves = _drawn(scenario, draw)
     length = draw.randint(*part.words)
     seed = f"{salt}-{number:06d}"
     # The number comes first: no prompt begins as another does, so none is in a cache of prefixes.
@@ -73,6 +72,17 @@ def converse(scenario: Scenario, number: int, salt: str) -> Talk:
         case HistoryPart():
             messages = _history(part, number, question, salt)
     return Talk(part, messages, leaves)
+
+
+def leaves_after(scenario: Scenario, number: int) -> float | None:
+    """When the client of this request leaves, without what it asks."""
+    return _drawn(scenario, random.Random(f"{scenario.seed} {number}"))[1]
+
+
+def _drawn(scenario: Scenario, draw: random.Random) -> tuple[Part, float | None]:
+    part = draw.choices(scenario.parts, [one.weight for one in scenario.parts])[0]
+    leaves = draw.uniform(*part.cancel.after_s) if part.cancel and draw.random() < part.cancel.share else None
+    return part, leaves
 
 
 def _history(part: HistoryPart, number: int, question: str, salt: str) -> list[Message]:

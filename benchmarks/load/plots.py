@@ -45,7 +45,7 @@ def _shares(axis: Axes, run: Run, figure: Callable[[Record], float | None], name
             axis.step(values, np.arange(1, values.size + 1) / values.size, where="post", label=part)
     axis.axvline(limit, color="#444", linestyle=":", label="limit")
     axis.set(xlabel=name, ylabel="share of answers", ylim=(0, 1.02))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right")
 
 
 def _outcomes(axis: Axes, run: Run) -> None:
@@ -54,7 +54,7 @@ def _outcomes(axis: Axes, run: Run) -> None:
     due = [[one.due_s for one in run.records if one.outcome == outcome] for outcome in COLOURS]
     axis.hist(due, bins=bins, stacked=True, color=list(COLOURS.values()), label=list(COLOURS))
     axis.set(xlabel="due at, s", ylabel="requests")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower left")
 
 
 def _over_time(axis: Axes, run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.load import material, scenarios
-from benchmarks.load.conversations import ask, converse
+from benchmarks.load.conversations import ask, converse, leaves_after
 from benchmarks.load.scenarios import HistoryPart
 from tests.benchmarks.load.conftest import Stage
 
@@ -84,8 +84,11 @@ def test_agents_send_four_of_five_screenshots_again() -> None:
 
 def test_three_clients_of_ten_leave() -> None:
     scenario = scenarios.read("cancellations")
-    leaving = [converse(scenario, number, "1").cancel_after_s is not None for number in range(600)]
-    assert sum(leaving) / len(leaving) == pytest.approx(0.3, abs=0.05)
+    moments = [leaves_after(scenario, number) for number in range(2000)]
+    leaving = [at for at in moments if at is not None]
+    assert len(leaving) / len(moments) == pytest.approx(0.3, abs=0.03)
+    assert 0 <= min(leaving) < 0.1 < 1.9 < max(leaving) <= 2.0
+    assert converse(scenario, 7, "1").cancel_after_s == moments[7]
 
 
 def test_pictures_are_what_they_say() -> None:
