@@ -12,7 +12,7 @@ from benchmarks.load.records import Run
 from benchmarks.load.summary import summarize
 from tests.benchmarks.load.conftest import Stage
 
-TTFT_S, ITL_S, TOKENS = 0.5, 0.08, 6
+TTFT_S, ITL_S, TOKENS = 1.5, 0.4, 6
 SCENARIO = """
 [mine]
 about = "a test"
@@ -33,7 +33,7 @@ def scenario(folder: Path, timeout_s: float = 60.0, more: str = "") -> Path:
 
 def locusts_rows(run: Run, table: str) -> dict[tuple[str, str], dict[str, str]]:
     with (run.folder / f"locust_{table}.csv").open() as file:
-        return {(row.get("Type") or row["Method"], row["Name"]): row for row in csv.DictReader(file)}
+        return {(row.get("Type", row.get("Method", "")), row["Name"]): row for row in csv.DictReader(file)}
 
 
 def test_figures_are_what_the_engine_was_told_and_locust_shows_them(
@@ -45,8 +45,8 @@ def test_figures_are_what_the_engine_was_told_and_locust_shows_them(
     assert (len(run.records), found.answered, found.good) == (8, 8, 8)
     assert found.ttft_ms is not None
     fastest = min(one.ttft_s for one in run.records if one.ttft_s is not None)
-    # Never less than the engine waits; of all eight one at least has little of anything else in it.
-    assert TTFT_S <= fastest < TTFT_S + 1.0
+    # Never less than the engine waits; and of all eight one at least has less of anything else than that.
+    assert TTFT_S <= fastest < 2 * TTFT_S
     paces = [one.tpot_s for one in run.records if one.tpot_s is not None]
     assert min(paces) < 3 * ITL_S
     assert max(paces) > 0.9 * ITL_S
