@@ -16,7 +16,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import gevent
-from locust import User, events, task
+from locust import User, events, stats, task
 from locust.env import Environment
 from locust.exception import StopUser
 
@@ -25,6 +25,7 @@ from benchmarks.load.records import Record
 from benchmarks.load.scenarios import ScenarioError
 
 COULD_NOT_RUN = 2
+TABLES_SETTLE_S = 2 * stats.CSV_STATS_INTERVAL_SEC  # locust writes its CSV every so often, and not once more at its end
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +65,7 @@ class OpenLoop(User):
         except Exception:  # locust would begin the task again, and so the load
             logger.exception("the run broke off")
             self.environment.process_exit_code = COULD_NOT_RUN
-        gevent.spawn(self._end)
+        gevent.spawn_later(TABLES_SETTLE_S, self._end)
         raise StopUser
 
     def _end(self) -> None:
