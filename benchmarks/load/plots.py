@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Distinguishable without colour too: the order of the legend is the order of the stack.
 COLOURS: Final = {"answered": "#2a9d6f", "refused": "#e0a030", "failed": "#c0392b", "cancelled": "#8a8f98"}
 _BINS: Final = 40
+_HEADROOM: Final = 1.25  # above what is drawn, for the legend
 
 
 def plot(run: Run, file: Path) -> None:
@@ -60,11 +61,11 @@ def _outcomes(axis: Axes, run: Run) -> None:
 def _over_time(axis: Axes, run: Run) -> None:
     answered = [one for one in run.records if one.outcome == "answered" and one.ttft_s is not None]
     axis.plot([one.due_s for one in answered], [one.ttft_s for one in answered], ".", markersize=3, label="TTFT, s")
-    axis.set(xlabel="due at, s", ylabel="time to the first token, s", ylim=(0, None))
+    axis.set(xlabel="due at, s", ylabel="time to the first token, s", ylim=(0, _HEADROOM * axis.get_ylim()[1]))
     if run.samples:
         beside = axis.twinx()
         _sampled(beside, run, "process_resident_memory_bytes", 2**20, "gateway's memory, MiB", "#555")
-        beside.set(ylabel="MiB", ylim=(0, None))
+        beside.set(ylabel="MiB", ylim=(0, _HEADROOM * beside.get_ylim()[1]))
         beside.legend(fontsize=8, loc="lower right")
     axis.legend(fontsize=8, loc="upper left")
 
