@@ -9,8 +9,12 @@ MODEL ?=
 ARGS ?=
 # Processes that share the test files; each starts the servers that its files need. WORKERS=0: all in one.
 WORKERS ?= 2
+# OPENAI_API_KEY=sk-... make load SCENARIO=image HOST=https://api.example.com
+SCENARIO ?= chat
+HOST ?= http://127.0.0.1:8000
 
 BIN := $(VENV)/bin
+LOAD := $(BIN)/python -m benchmarks.load
 LOCK := requirements/cpu.lock
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
@@ -19,10 +23,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\) .*/\1/p' $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve doctor test lint format lock chart clean
+.PHONY: help setup serve doctor test lint format lock chart load load-capacity load-crosscheck load-report clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## .venv with the locked CPU environment and this package
 
@@ -50,6 +54,18 @@ lock: setup ## resolve pyproject.toml again into requirements/*.lock (ARGS=--upg
 
 chart: setup ## write the Helm chart's README, its schema of the gateway's settings, and the golden renders
 	@PYTHONPATH=. $(BIN)/python deploy/helm/chart.py
+
+load: setup ## offer SCENARIO's requests to the server at HOST, and report (docs/load.md)
+	@$(LOAD) run $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-capacity: setup ## how many of SCENARIO's requests a second that server answers within the limits
+	@$(LOAD) capacity $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-crosscheck: setup ## the same requests by locust and by vllm bench serve
+	@$(LOAD) crosscheck $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-report: setup ## one page of all runs in load/
+	@$(LOAD) report $(ARGS)
 
 clean: ## remove what setup, builds and tests leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
