@@ -1,4 +1,4 @@
-"""The page's files, and what a browser may do with them. Knows names, types and headers; nothing of what the page asks."""
+"""The page's files, and what a browser may do with them. Knows names, types and headers; nothing of their content."""
 
 from __future__ import annotations
 

@@ -26,41 +26,7 @@ AXE = os.environ.get("KIMI_SERVE_AXE")
 ORDER = ["skip", "Get code", "New conversation", "Settings", "model", "system", "temperature", "max-tokens", "detail",
          "fit", "key", "message", "attach", "send"]  # fmt: skip
 
-# WCAG's contrast of every text that is shown, against the nearest background that is not transparent.
-_CONTRASTS = """() => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgb = (colour) => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((one) => one / 255).map((one) => (one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const behind = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const found = rgb(getComputedStyle(at).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-    return [255, 255, 255, 255];
-  };
-  const ratio = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-  const told = [];
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const node = texts.currentNode.parentElement;
-    if (!texts.currentNode.textContent.trim() || !node.checkVisibility() || node.closest(".unseen, svg, option")) continue;
-    told.push([texts.currentNode.textContent.trim().slice(0, 40), ratio(light(rgb(getComputedStyle(node).color)), light(behind(node)))]);
-  }
-  for (const node of document.querySelectorAll("input, textarea")) {
-    if (!node.checkVisibility() || !node.placeholder) continue;
-    const colour = getComputedStyle(node, "::placeholder").color;
-    told.push([node.placeholder, ratio(light(rgb(colour)), light(behind(node)))]);
-  }
-  return told;
-}"""
+CONTRASTS = Path(__file__).with_name("contrasts.js").read_text("utf-8")
 
 
 @pytest.fixture(params=sorted(VIEWS))
@@ -83,10 +49,12 @@ def talked(request: pytest.FixtureRequest, browser: Browser, front: Front) -> An
 
 
 def focused(opened: Tab) -> str:
-    return str(opened.page.evaluate("""() => {
+    return str(
+        opened.page.evaluate("""() => {
         const at = document.activeElement;
         return at.id || (at.className === "skip" ? "skip" : at.textContent.trim());
-    }"""))
+    }""")
+    )
 
 
 def names(opened: Tab) -> list[tuple[str, str]]:
@@ -166,7 +134,13 @@ def test_all_that_can_have_the_focus_has_a_name(talked: tuple[str, Tab]) -> None
 
 
 def test_the_parts_of_the_page_have_their_roles(opened: Tab) -> None:
-    for role, name in {"banner": None, "main": None, "complementary": "Settings", "log": "Conversation", "form": "New message"}.items():
+    for role, name in {
+        "banner": None,
+        "main": None,
+        "complementary": "Settings",
+        "log": "Conversation",
+        "form": "New message",
+    }.items():
         assert opened.page.get_by_role(role, name=name, exact=True).count() == 1, role  # type: ignore[arg-type]
     assert opened.page.get_by_role("heading", level=1).count() == 1
     assert opened.page.get_attribute("html", "lang") == "en"
@@ -174,7 +148,7 @@ def test_the_parts_of_the_page_have_their_roles(opened: Tab) -> None:
 
 def test_every_text_has_enough_contrast(talked: tuple[str, Tab]) -> None:
     _, opened = talked
-    found = opened.page.evaluate(_CONTRASTS)
+    found = opened.page.evaluate(CONTRASTS)
     assert len(found) > 15
     assert {text: round(ratio, 2) for text, ratio in found if ratio < 4.5} == {}
 
@@ -183,7 +157,9 @@ def test_nothing_is_wider_than_the_screen_and_targets_are_large_enough(talked: t
     _, opened = talked
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     sizes = opened.page.evaluate("""[...document.querySelectorAll("button, select, input:not([type=radio])")]
-        .filter((one) => one.checkVisibility()).map((one) => one.getBoundingClientRect()).map((at) => [at.width, at.height])""")
+        .filter((one) => one.checkVisibility())
+        .map((one) => one.getBoundingClientRect())
+        .map((at) => [at.width, at.height])""")
     assert all(width >= 24 and height >= 24 for width, height in sizes)
 
 

@@ -111,7 +111,9 @@ def test_like_docs_it_is_not_in_the_document(front: Front) -> None:
 def test_a_look_at_it_is_counted_under_one_name(front: Front) -> None:
     get(front, "main.js")
     front.http.get("/playground/no-such-file")
-    routes = set(re.findall(r'kimi_serve_requests_total\{.*?route="(/playground[^"]*)"', front.http.get("/metrics").text))
+    routes = set(
+        re.findall(r'kimi_serve_requests_total\{.*?route="(/playground[^"]*)"', front.http.get("/metrics").text)
+    )
     assert routes <= {"/playground", "/playground/{name}"}
     assert "/playground/{name}" in routes
 
@@ -143,6 +145,8 @@ def test_no_file_names_another_origin() -> None:
 
 
 def test_no_script_makes_markup_or_code_of_text() -> None:
-    words = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|DOMParser|localStorage"
+    words = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|DOMParser|localStorage"
+    )
     for name, text in texts(".js").items():
         assert re.findall(words, text) == [], name
