@@ -40,7 +40,7 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which(CHROMIUM)
     if path is None:
         pytest.skip("chromium is not installed: the playground is not tested in a browser here")
-    options = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    options = ["--disable-dev-shm-usage", "--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=options)
         yield browser

@@ -40,7 +40,7 @@ def front(served: Front) -> Front:
 
 @pytest.fixture
 def opened(browser: Browser, front: Front) -> Iterator[Tab]:
-    with tab(browser, front) as found:
+    with tab(browser, front, reduced_motion="reduce") as found:  # an animation is work for the processor, all the time
         found.open()
         found.wait_for_model()
         yield found
