@@ -29,20 +29,20 @@ ORDER = ["skip", "Get code", "New conversation", "Settings", "model", "system", 
 CONTRASTS = Path(__file__).with_name("contrasts.js").read_text("utf-8")
 
 
-@pytest.fixture(params=sorted(VIEWS))
-def talked(request: pytest.FixtureRequest, browser: Browser, front: Front) -> Any:
-    """After a thought, an answer that points, a refusal, and with a picture in the next message."""
-    with tab(browser, front, **VIEWS[request.param]) as opened:
+@pytest.fixture(scope="module", params=sorted(VIEWS))
+def talked(request: pytest.FixtureRequest, browser: Browser, served: Front) -> Any:
+    """After a thought, an answer that points, a refusal, and with pictures in the next message; only looked at."""
+    with tab(browser, served, reduced_motion="reduce", **VIEWS[request.param]) as opened:
         opened.open()
         opened.wait_for_model()
         opened.give(PHOTO)
-        front.engines[0].once.append({"tokens": 2, "thought_tokens": 1, "text": POINTING})
+        served.engines[0].once.append({"tokens": 2, "thought_tokens": 1, "text": POINTING})
         opened.ask("Where?")
         opened.wait_for_end()
         opened.page.locator(".marked .ring").wait_for(state="attached")
         opened.give(PHOTO, ("broken.png", "image/png", b"no picture"))
         opened.page.locator(".chip.refused").wait_for()
-        front.engines[0].once.append({"fail": "500"})
+        served.engines[0].once.append({"fail": "500"})
         opened.ask("And here?")
         opened.page.locator("#notice:not(:empty)").wait_for()
         yield request.param, opened
