@@ -26,6 +26,7 @@ AXE = os.environ.get("KIMI_SERVE_AXE")
 ORDER = ["skip", "Get code", "New conversation", "Settings", "model", "system", "temperature", "max-tokens", "detail",
          "fit", "key", "message", "attach", "send"]  # fmt: skip
 
+FOCUSED = "(({ id, className, textContent }) => id || className || textContent.trim())(document.activeElement)"
 CONTRASTS = Path(__file__).with_name("contrasts.js").read_text("utf-8")
 
 
@@ -42,19 +43,14 @@ def talked(request: pytest.FixtureRequest, browser: Browser, served: Front) -> A
         opened.page.locator(".marked .ring").wait_for(state="attached")
         opened.give(PHOTO, ("broken.png", "image/png", b"no picture"))
         opened.page.locator(".chip.refused").wait_for()
-        served.engines[0].once.append({"fail": "500"})
         opened.ask("And here?")
         opened.page.locator("#notice:not(:empty)").wait_for()
+        opened.page.locator(".chip.refused").wait_for()
         yield request.param, opened
 
 
 def focused(opened: Tab) -> str:
-    return str(
-        opened.page.evaluate("""() => {
-        const at = document.activeElement;
-        return at.id || (at.className === "skip" ? "skip" : at.textContent.trim());
-    }""")
-    )
+    return str(opened.page.evaluate(FOCUSED))
 
 
 def names(opened: Tab) -> list[tuple[str, str]]:
