@@ -92,11 +92,14 @@ def test_what_fit_makes_of_pictures_is_in_their_cost(opened: Tab, front: Front) 
     opened.give(large)
     opened.page.fill("#max-tokens", str(room))
     opened.page.select_option("#fit", "downscale")
-    opened.page.locator("#cost", has_text=f"{room:,} for the answer").wait_for()
     told = tokenized(front, image(large), max_tokens=room, fit="downscale")
     [pair] = told["kimi_serve"]["image_tokens"]
     assert pair["after"] < pair["before"]
-    assert chip_costs(opened) == [f"{pair['after']} tokens"]
+    opened.page.locator(".chip-cost", has_text=f"{pair['after']} tokens").wait_for()
+    assert (
+        opened.text("#cost")
+        == f"{told['count']:,} of 8,192 tokens, {pair['after']} of them pictures and {room:,} for the answer"
+    )
 
 
 def test_too_much_is_said_before_it_is_sent(opened: Tab) -> None:
@@ -221,6 +224,7 @@ def test_a_refused_request_is_said_and_nothing_of_it_is_lost(opened: Tab, front:
     opened.page.locator("#notice", has_text="more than the model's limit of 8192").wait_for()
     assert opened.page.input_value("#message") == "Hello"
     assert opened.page.locator(".chip").count() == 1
+    assert opened.count().endswith("too many")
     opened.page.fill("#max-tokens", "9")
     opened.page.press("#message", "Enter")
     opened.wait_for_end()

@@ -27,8 +27,12 @@ async function attachment(file) {
 export const release = (attachments) => attachments.forEach((one) => URL.revokeObjectURL(one.preview));
 
 export function thumbnail({ kind, name, preview }) {
-  if (kind === "image") return make("img", { class: "thumbnail", src: preview, alt: "" });
+  if (kind === "image") return make("img", { class: "thumbnail", src: preview, alt: "", error: ({ target }) => target.replaceWith(label(name)) });
   if (kind === "video") return make("video", { class: "thumbnail", src: preview, muted: true, preload: "metadata", tabindex: -1, "aria-hidden": "true" });
+  return label(name);
+}
+
+function label(name) {
   const ending = name.includes(".") ? name.split(".").pop().slice(0, 4).toUpperCase() : "FILE";
   return make("span", { class: "thumbnail", "aria-hidden": "true" }, ending);
 }
@@ -61,14 +65,16 @@ export class Attachments {
   }
 
   async #read(files) {
+    const unread = [];
     for (const file of files) {
       try {
         this.#show(await attachment(file));
       } catch {
-        this.#refused(`${file.name} could not be read.`);
+        unread.push(file.name);
       }
     }
     this.#changed();
+    if (unread.length) this.#refused(`${unread.join(", ")}: could not be read.`);
   }
 
   /** Hands them over, to the conversation. */

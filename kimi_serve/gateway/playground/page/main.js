@@ -40,6 +40,12 @@ function notice(sentence) {
 /** Attachments came or went. */
 function changed() {
   isNews = true;
+  edited();
+}
+
+/** What was said of the last attempt is no longer about this one. */
+function edited() {
+  notice("");
   cost.refresh();
 }
 
@@ -62,7 +68,8 @@ function showCost(told) {
 const isOver = ({ total, limit }) => total + (settings.current().maxTokens ?? 1) > limit;
 
 function costSentence(told, limit) {
-  if (told.state === "refused") return told.error.sentence;
+  const isSaid = () => told.error.sentence === byId("notice").textContent;
+  if (told.state === "refused") return isSaid() ? "" : told.error.sentence;
   if (told.state === "empty") return limit ? `${number(limit)} tokens of context` : "";
   const room = settings.current().maxTokens;
   const asked = room ? ` and ${number(room)} for the answer` : "";
@@ -243,12 +250,12 @@ byId("composer").addEventListener("submit", (event) => {
   send();
 });
 message.addEventListener("keydown", onKey);
-message.addEventListener("input", () => cost.refresh());
+message.addEventListener("input", edited);
 addEventListener("keydown", onEscape);
 byId("stop").addEventListener("click", stop);
 byId("start-over").addEventListener("click", startOver);
 watchFiles();
 dialog.watch(code);
-settings.watch(() => cost.refresh(), look);
+settings.watch(edited, look);
 message.focus();
 look();
