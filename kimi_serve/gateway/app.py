@@ -22,6 +22,7 @@ from kimi_serve.gateway.middleware.access_log import AccessLog
 from kimi_serve.gateway.middleware.lane import Lane
 from kimi_serve.gateway.middleware.request_id import RequestId
 from kimi_serve.gateway.parting import Parting, is_unread
+from kimi_serve.gateway.playground import route as playground
 from kimi_serve.gateway.routes import batches, files, generate, local
 from kimi_serve.gateway.routes.documented import Documented
 from kimi_serve.gateway.settings import Settings
@@ -44,6 +45,8 @@ def create_app(settings: Settings, opened: Callable[[Gateway], None] = lambda ga
     app.include_router(local.router)
     app.include_router(files.router)
     app.include_router(batches.router)
+    if settings.playground.enabled:
+        app.include_router(playground.router())
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(ClientGoneError, _gone)

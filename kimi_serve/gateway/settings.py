@@ -237,6 +237,10 @@ class Policy(Section):
     )
 
 
+class PlaygroundSettings(Section):
+    enabled: bool = Field(default=False, description="whether /playground, a page to try the server with, is served")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="KIMI_SERVE_", env_nested_delimiter="__", extra="forbid", frozen=True, toml_file=None
@@ -262,6 +266,7 @@ class Settings(BaseSettings):
     batches: BatchSettings = BatchSettings()
     policy: Policy = Policy()
     tracing: Tracing = Tracing()
+    playground: PlaygroundSettings = PlaygroundSettings()
 
     @classmethod
     def settings_customise_sources(

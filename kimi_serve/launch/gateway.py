@@ -8,7 +8,10 @@ from kimi_serve.errors import LaunchError
 
 NEEDED = ("aiohttp", "argon2", "fastapi", "pydantic_settings", "uvicorn")
 FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
-DEFAULTS = {"KIMI_SERVE_LISTEN__SETTLE_S": "0"}  # no load balancer spreads requests over the gateways of one engine
+DEFAULTS = {
+    "KIMI_SERVE_LISTEN__SETTLE_S": "0",  # no load balancer spreads requests over the gateways of one engine
+    "KIMI_SERVE_PLAYGROUND__ENABLED": "true",  # whoever types `up` wants to try it
+}
 
 
 def require_installed() -> None:

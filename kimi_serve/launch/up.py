@@ -64,7 +64,8 @@ def run(plan: defaults.Plan, options: Options) -> int:
         print(f"note: {note}", flush=True)
     with _serving(plan, options, stopping) as (model, families):
         if model is not None and not stopping.is_set():
-            print(greeting(model, options), flush=True)
+            has_page = _is_healthy(f"{base_url(options)}/playground")  # a setting, which only the gateway has read
+            print(greeting(model, options, has_page=has_page), flush=True)
             _watch(families, stopping)
         print("stopping", flush=True)
     print("stopped; no process is left", flush=True)
@@ -159,9 +160,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def greeting(model: str, options: Options) -> str:
+def greeting(model: str, options: Options, *, has_page: bool = False) -> str:
     url = base_url(options)
     lines = [f"ready: {url}/v1 (model {model!r})"]
+    if has_page:
+        lines.append(f"in a browser: {url}/playground")
     if model == BUNDLED.name:
         lines += ["", NANO_NOTE]
     lines += ["", "try it:", curl(url, model, needs_key=options.api_key is not None), "", "Ctrl-C stops it."]

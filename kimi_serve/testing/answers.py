@@ -72,13 +72,18 @@ class Answer:
         return self._frame([choice], prompt_token_ids=None, prompt_text=None)
 
     def contents(self) -> Iterator[bytes]:
-        token = self._token()
-        for _ in range(self.tokens - 1):
-            yield token
+        thoughts = min(self._dials.thought_tokens, self.tokens - 1) if self._kind == "chat" else 0
+        if thoughts > 0:
+            yield from itertools.repeat(self._thought(), thoughts)
+        yield from itertools.repeat(self._token(), self.tokens - 1 - max(0, thoughts))
         yield self._closing()
 
     def ending(self) -> bytes:
         return self._frame([], usage=self._usage) + DONE if self._asked.include_usage else DONE
+
+    def _thought(self) -> bytes:
+        delta = {"reasoning": self._dials.text}
+        return self._frame([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None}])
 
     def _token(self) -> bytes:
         return self._frame([self._choice(self._dials.text, {"finish_reason": None})])

@@ -29,6 +29,7 @@ class Dials:
     itl_s: float = 0.0
     tokens: int = 16
     text: str = " token"  # of every token
+    thought_tokens: int = 0  # so many of these come first and are a thought, in a chat that streams
     prompt_tokens: int = 10
     fail: Failure = "none"
     after_tokens: int = 0

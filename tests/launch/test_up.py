@@ -55,9 +55,15 @@ def test_prints_the_url_and_a_curl_line_when_the_engine_answers(checkpoint: Path
     with running(checkpoint, "--vllm", vllm, "--port", port, "--served-model-name", "kimi") as process:
         seen = read_until(process, "Ctrl-C")
         assert f"ready: http://127.0.0.1:{port}/v1 (model 'kimi')" in seen
+        assert f"in a browser: http://127.0.0.1:{port}/playground" in seen
         assert f"curl -s http://127.0.0.1:{port}/v1/chat/completions" in seen
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+
+
+def test_a_page_that_is_turned_off_is_not_promised(checkpoint: Path, vllm: Path, port: int) -> None:
+    with running(checkpoint, "--vllm", vllm, "--port", port, KIMI_SERVE_PLAYGROUND__ENABLED="false") as process:
+        assert "in a browser" not in read_until(process, "Ctrl-C")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
