@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +52,9 @@ class ImageProcessor:
         Each is written where it stays, and is what it would be alone. The error is the first image's that has one.
         """
         grids = [self.geometry.grid(*image.size) for image in images]
-        patches = self._room_for(sum(grid.num_patches for grid in grids))
-        places = np.split(patches, np.cumsum([grid.num_patches for grid in grids])[:-1])
+        ends = list(accumulate(grid.num_patches for grid in grids))
+        patches = self._room_for(ends[-1] if ends else 0)
+        places = [patches[end - grid.num_patches : end] for end, grid in zip(ends, grids, strict=True)]
         if min(len(images), threads) <= 1:
             for place, image, grid in zip(places, images, grids, strict=True):
                 self._fill(place, image, grid)
