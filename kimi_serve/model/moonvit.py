@@ -124,7 +124,10 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         qkv, _ = self.wqkv(x)  # (L, 3*heads*head_dim): all q, all k, all v
-        q, k, v = qkv.view(-1, 3, self.heads, self.head_dim).unbind(1)
+        qkv = qkv.view(-1, 3, self.heads, self.head_dim)
+        if x.device.type == "cpu":
+            qkv = by_head(qkv)
+        q, k, v = qkv.unbind(1)
         q, k = turn(q, packing.turns), turn(k, packing.turns)
         within = self._on_cpu if x.device.type == "cpu" else self._elsewhere
         out, _ = self.wo(within(q, k, v, packing).reshape(-1, self.heads * self.head_dim))
@@ -142,6 +145,11 @@ class Attention(nn.Module):
     def _elsewhere(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> torch.Tensor:
         packed = (each.unsqueeze(0) for each in (q, k, v))
         return self.attend(*packed, cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
+
+
+def by_head(qkv: torch.Tensor) -> torch.Tensor:
+    """(L, 3, heads, head_dim) as it is, but each head's rows lie together: attention on a CPU reads them so."""
+    return qkv.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
 
 
 class FeedForward(nn.Module):
@@ -232,17 +240,17 @@ class MoonViT(nn.Module):
         parts, places = patches.split(lengths), tokens.split([length // merge for length in lengths])
         most = passes.CPU_PATCHES if patches.device.type == "cpu" else passes.PATCHES
         for chosen in passes.passes(grids, most):
-            features = self._see([parts[number] for number in chosen], [grids[number] for number in chosen])
-            for number, rows in zip(chosen, features, strict=True):
-                self._merge(rows, grids[number], places[number])
+            self._see(*([each[number] for number in chosen] for each in (parts, grids, places)))
         return tokens
 
-    def _see(self, parts: Sequence[torch.Tensor], grids: Sequence[Grid]) -> tuple[torch.Tensor, ...]:
-        """Images of one pass -> the features of each, (h*w, hidden)."""
+    def _see(self, parts: Sequence[torch.Tensor], grids: Sequence[Grid], places: Sequence[torch.Tensor]) -> None:
+        """Patches of one pass's images -> their tokens, written to their places."""
         patches = parts[0] if len(parts) == 1 else torch.cat(parts)
         packing = Packing(grids, self.head_dim, patches.device)
         x = self.patch_embed(patches, grids).to(cpu_products.dtype_for(patches.device, self.dtype))
-        return self.encoder(x, packing).split([grid.num_patches for grid in grids])
+        features = self.encoder(x, packing).split([grid.num_patches for grid in grids])
+        for rows, grid, tokens in zip(features, grids, places, strict=True):
+            self._merge(rows, grid, tokens)
 
     def _merge(self, rows: torch.Tensor, grid: Grid, tokens: torch.Tensor) -> None:
         """Write (h*w, hidden) as (h*w/merge, merge, hidden): tokens in raster order, sub-patches row by row."""

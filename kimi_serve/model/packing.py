@@ -62,8 +62,11 @@ def turn(x: Tensor, by: Tensor) -> Tensor:
 
     x is (L, heads, head_dim), `by` (L, head_dim/2).
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (L, heads, head_dim/2)
     if x.dtype == torch.float32:
-        pairs.mul_(by.unsqueeze(1))
+        _pairs(x).mul_(by.unsqueeze(1))
         return x
-    return torch.view_as_real(pairs * by.unsqueeze(1)).flatten(-2).to(x.dtype)
+    return torch.view_as_real(_pairs(x.float()) * by.unsqueeze(1)).flatten(-2).to(x.dtype)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (L, heads, head_dim/2)
