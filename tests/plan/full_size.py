@@ -79,6 +79,7 @@ def tower_peak(model: Any, images: int) -> int:
     for layer in model.modules():
         if hasattr(layer, "quant_method"):
             layer.cpu_linear = torch.nn.functional.linear  # vLLM's own choice among products comes with real weights
+    model.vision_tower.patch_embed.pos_emb.forget()
     live = Live()
     with torch.no_grad(), live:
         model.embed_multimodal(pixel_values=pixels, image_grid_hws=grids)
