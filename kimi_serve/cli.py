@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kimi_serve import __version__
@@ -14,6 +15,7 @@ from kimi_serve.launch import doctor, engine, flags, up
 from kimi_serve.plan import options as plan_options
 from kimi_serve.quantize import options as quantize_options
 
+LOADING_TIMEOUT = 1800.0  # seconds
 PASSED_ON = "every other option goes to `vllm serve` as it is, and wins over the default chosen here"
 
 
@@ -72,7 +74,9 @@ def _add_up(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     verb.add_argument(
         "--log", type=Path, metavar="FILE", help="the engine's log (default: in ~/.local/state/kimi_serve)"
     )
-    verb.add_argument("--timeout", type=float, default=1800, metavar="S", help="seconds to load (default: %(default)s)")
+    verb.add_argument(
+        "--timeout", type=float, default=LOADING_TIMEOUT, metavar="S", help="seconds to load (default: %(default)s)"
+    )
     verb.add_argument("--vllm", type=Path, metavar="PATH", help="the vllm executable (default: this environment's)")
 
 
@@ -108,9 +112,11 @@ def _add_keys(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _add_batch(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser(
         "batch",
-        help="answer a file of requests through a server that runs, with a progress bar",
-        description="Answer every line of a file through a server that runs. Stopped at any point, the same command "
-        "goes on; docs/files.md says what the lines look like.",
+        help="answer a file of requests, with a progress bar",
+        description="Answer every line of a file through a server that runs, or through one that runs only meanwhile "
+        "(--model). Stopped at any point, the same command goes on; docs/files.md says what the lines look like. With "
+        f"--model, {PASSED_ON}.",
+        usage="kimi-serve batch INPUT OUTPUT [--url URL | --model DIR [any option of vllm serve]] [options]",
         allow_abbrev=False,
     )
     batch_options.add_arguments(verb)
@@ -227,11 +233,20 @@ def _batch(options: argparse.Namespace, others: list[str]) -> int:
     for package in ("msgspec", "aiohttp"):
         if importlib.util.find_spec(package) is None:
             raise LaunchError(f"batch: {package} is not installed; pip install 'kimi_serve[gateway]'")
-    if others:
-        raise LaunchError(f"{others[0]}: not an option of batch")
     from kimi_serve.gateway import batch_command
 
-    return batch_command.run(batch_options.from_arguments(options))
+    given = batch_options.from_arguments(options)
+    if options.model is None:
+        if others:
+            raise LaunchError(f"{others[0]}: not an option of batch; options of vllm serve need --model")
+        return batch_command.run(given)
+    batch_command.check(given)  # before anything is started
+    port, engine_port = up.free_port(), up.free_port()
+    plan = engine.prepare(
+        options.model, ["--host", "127.0.0.1", "--port", str(engine_port), *others], options.vllm, os.environ
+    )
+    listen = up.Options("127.0.0.1", port, _state_folder() / f"engine-{port}.log", LOADING_TIMEOUT, None, engine_port)
+    return up.during(plan, listen, lambda url: batch_command.run(replace(given, url=url)))
 
 
 def _quantize(options: argparse.Namespace, others: list[str]) -> int:

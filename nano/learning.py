@@ -19,7 +19,9 @@ def learn(model: KimiVl, heads: DenseHeads, optimizer: Optimizers, batch: Batch)
     loss, stats = torch.zeros(()), dict[str, float]()
     if rows is not None:
         labels = {k: torch.from_numpy(v) for k, v in batch.labels.items()}
-        seeing, stats = heads.loss(rows, labels, model.language_model.model.embed_tokens.weight)
+        names = model.language_model.model.embed_tokens.weight
+        # The tower alone moves toward the decoder's words, not they toward it: the decoder need not learn them again.
+        seeing, stats = heads.loss(rows, labels, names if batch.tasks else names.detach())
         stats["seeing"] = float(seeing.detach())
         loss = seeing
     if batch.tasks:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from kimi_serve.gateway.batches.store import BatchStore
-from kimi_serve.gateway.files.database import Database
+from kimi_serve.gateway.files.database import database
 from kimi_serve.gateway.files.store import FileStore, owned
 from kimi_serve.gateway.settings import Settings
 
@@ -26,6 +26,6 @@ class Archive:
             return
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(owned(settings.files.folder))
-            database = await stack.enter_async_context(Database(folder / "archive.sqlite"))
-            files = await stack.enter_async_context(FileStore.opened(folder, database, settings.files))
-            yield cls(files, BatchStore(database))
+            opened = await stack.enter_async_context(database(folder / "archive.sqlite"))
+            files = await stack.enter_async_context(FileStore.opened(folder, opened, settings.files))
+            yield cls(files, BatchStore(opened))

@@ -1,4 +1,4 @@
-"""`kimi-serve batch`: a file of requests through a server that runs. Knows HTTP; keeps nothing but its output.
+"""`kimi-serve batch`: a file of requests through a server. Knows HTTP; keeps nothing but its output.
 
 The output is where it stands: a line that is in it has its answer, so the same command goes on after any end.
 """
@@ -36,12 +36,16 @@ def run(given: Options) -> int:
     return asyncio.run(answer_all(given, sys.stderr))
 
 
-async def answer_all(options: Options, shown: TextIO) -> int:
+def check(options: Options) -> tuple[list[Line], dict[str, bool]]:
+    """The lines, and which of them have an answer. Raises ConfigError; asks nothing."""
     endpoint = next((one for one in ENDPOINTS if one == options.endpoint), None)
     if endpoint is None:
         raise ConfigError(f"--endpoint: {options.endpoint} is not supported; expected one of {', '.join(ENDPOINTS)}")
-    found = _lines(options.input, endpoint)
-    done = _answered(options.output)
+    return _lines(options.input, endpoint), _answered(options.output)
+
+
+async def answer_all(options: Options, shown: TextIO) -> int:
+    found, done = check(options)
     ours = [done[line.custom_id] for line in found if line.custom_id in done]
     progress = Progress(shown, len(found), len(ours), ours.count(False))
     waiting = (line for line in found if line.custom_id not in done)

@@ -27,6 +27,10 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("input", type=Path, help="JSON lines with custom_id, method, url and body")
     verb.add_argument("output", type=Path, help="the answers, a line each; lines that are there already are not asked")
     verb.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    verb.add_argument(
+        "--model", metavar="DIR", help="no server runs: start one with this checkpoint, and stop it at the end"
+    )
+    verb.add_argument("--vllm", type=Path, metavar="PATH", help="with --model: the vllm executable")
     verb.add_argument("--endpoint", default="/v1/chat/completions", help="the url of all lines (default: %(default)s)")
     verb.add_argument("--key", help="the API key (default: KIMI_SERVE_API_KEY, where it is set)")
     verb.add_argument("--concurrency", type=int, default=16, help="lines at once (default: %(default)s)")

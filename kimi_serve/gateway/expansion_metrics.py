@@ -20,6 +20,7 @@ class ExpansionMetrics:
 
         self.files = counter("expanded_files", "Documents and videos that became pictures", "kind")
         self.images = counter("expanded_images", "Pages and frames that they became", "kind")
+        self.kept = counter("kept_files", "Documents and videos whose pictures an earlier turn had made", "kind")
         self.ended = counter("ended_workers", "Processes that did not get to the end of their file", "reason")
         text = "Reading one document or video, from the wait for a process on"
         self.seconds = Histogram("kimi_serve_expansion_duration_seconds", text, ("kind",), _SECONDS, registry)

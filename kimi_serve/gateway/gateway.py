@@ -14,6 +14,7 @@ from kimi_serve.gateway.admission.ledger import BytesLedger
 from kimi_serve.gateway.admission.slots import Admission, Bounds, Capacity
 from kimi_serve.gateway.archive import Archive
 from kimi_serve.gateway.expansion.expand import Expander
+from kimi_serve.gateway.expansion.expand import cache as expansion_cache
 from kimi_serve.gateway.expansion.workers import Workers
 from kimi_serve.gateway.identity import Identity
 from kimi_serve.gateway.leaving import Leaving
@@ -26,7 +27,7 @@ from kimi_serve.gateway.replicas.health import HealthTimes
 from kimi_serve.gateway.replicas.replica import ReplicaLimits
 from kimi_serve.gateway.replicas.retries import RetryBudget
 from kimi_serve.gateway.scaling.pool import Pool
-from kimi_serve.gateway.scaling.scaler import Cache, Scaler
+from kimi_serve.gateway.scaling.scaler import Scaler, cache
 from kimi_serve.gateway.settings import Settings
 from kimi_serve.gateway.tracing import Tracer
 from kimi_serve.gateway.upstream import Timeouts, Upstream
@@ -105,12 +106,12 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             fleet,
             await stack.enter_async_context(Upstream(timeouts(settings))),
             fetcher,
-            Expander(settings, fetcher, workers, meter, metrics),
+            Expander(settings, fetcher, workers, meter, metrics, expansion_cache(settings.workers.cache_bytes)),
             RetryBudget(settings.replicas.retry_percent),
             Leaving(),
             await stack.enter_async_context(tracing.opened(settings.tracing)),
             await stack.enter_async_context(Archive.opened(settings)),
-            Scaler(await stack.enter_async_context(scalers(settings)), Cache(settings.scaling.cache_bytes)),
+            Scaler(await stack.enter_async_context(scalers(settings)), cache(settings.scaling.cache_bytes)),
         )
         await stack.enter_async_context(fleet.running())
         yield gateway

@@ -113,7 +113,7 @@ async def _work(
     changed = given.changed
     if asked.files:
         context = limit if given.fit in (None, "error") else None  # else what they show may yet be made to fit
-        told, changed = await without_files(gateway, told, parse, reservation, given.journey, context), True
+        told, changed = await without_files(gateway, caller, told, parse, reservation, given.journey, context), True
     reading = Reading(given.body, chat_of(told), messages_of(told), route.read, route.text_type)
     asking = Asking(given.fit, limit, caller.salt, route.fields)
     fit = await fitted(gateway, reading, asking, reservation, given.journey)
@@ -144,6 +144,7 @@ async def _work(
 
 async def without_files(
     gateway: Gateway,
+    caller: Caller,
     told: Told,
     parse: Callable[[], Told],
     reservation: Reservation,
@@ -155,7 +156,7 @@ async def without_files(
         return told
     with journey.enter("media"):
         places = told.places()
-        places |= await gateway.expander.expand(told.files, len(places), reservation, context)
+        places |= await gateway.expander.expand(told.files, len(places), reservation, context, caller.salt or "")
     return parse().placed(places)
 
 

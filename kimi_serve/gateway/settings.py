@@ -124,6 +124,7 @@ class WorkersSettings(Section):
     memory_bytes: int = Field(
         default=1536 * 2**20, ge=2**28, description="address space of a process, its file included"
     )
+    cache_bytes: int = Field(default=128 * 2**20, ge=0, description="pages and frames that are kept for the next turn")
 
 
 class Elision(Section):

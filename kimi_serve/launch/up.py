@@ -8,11 +8,12 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -61,6 +62,57 @@ def run(plan: defaults.Plan, options: Options) -> int:
     print(f"starting {plan.argv[2]} (log: {options.log})", flush=True)
     for note in plan.notes:
         print(f"note: {note}", flush=True)
+    with _serving(plan, options, stopping) as (model, families):
+        if model is not None and not stopping.is_set():
+            print(greeting(model, options), flush=True)
+            _watch(families, stopping)
+        print("stopping", flush=True)
+    print("stopped; no process is left", flush=True)
+    return 0
+
+
+def during(plan: defaults.Plan, options: Options, work: Callable[[str], int]) -> int:
+    """Serves while `work(url)` is done; its exit code. A signal ends both, and so does the end of engine or gateway."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)
+    with _serving(plan, options, threading.Event()) as (_, families), _watched(families):
+        return work(base_url(options))
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _watched(families: Sequence[Family]) -> Iterator[None]:
+    """Raises LaunchError in this thread where a process that should serve has ended."""
+    is_over, lost = threading.Event(), list[LaunchError]()
+
+    def watch() -> None:
+        try:
+            _watch(families, is_over)
+        except LaunchError as error:
+            lost.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, whatever it waits for
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except SystemExit:
+        if lost:
+            raise lost[0] from None
+        raise
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@contextmanager
+def _serving(
+    plan: defaults.Plan, options: Options, stopping: threading.Event
+) -> Iterator[tuple[str | None, list[Family]]]:
+    """The served model's name, or None where a signal came first; and what runs until the end."""
     if options.engine_port is not None:
         gateway.require_installed()
     with ExitStack() as running:
@@ -70,12 +122,7 @@ def run(plan: defaults.Plan, options: Options) -> int:
         if model is not None and options.engine_port is not None:
             families.append(running.enter_context(_front(plan.argv[2], options)))
             _await_gateway(families, options, stopping)
-        if model is not None and not stopping.is_set():
-            print(greeting(model, options), flush=True)
-            _watch(families, stopping)
-        print("stopping", flush=True)
-    print("stopped; no process is left", flush=True)
-    return 0
+        yield model, families
 
 
 def _front(model: str, options: Options) -> Family:

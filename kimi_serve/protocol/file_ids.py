@@ -11,11 +11,11 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FileId:
-    """A file's place in a body: chat's `file`, Responses' `input_file` or `input_image`, an Anthropic source."""
+    """A file's place in a body: chat's `file`, `image_url` or `video_url`, Responses' parts, an Anthropic source."""
 
     where: str  # of the id itself
     holder: Json
-    field: Literal["file_data", "image_url", "source"]
+    field: Literal["file_data", "image_url", "url", "source"]
 
     @property
     def id(self) -> object:
@@ -48,6 +48,8 @@ def _of_parts(parts: object, where: str, *, is_result: bool = False) -> Iterator
         match part.get("type"):
             case "file" if _names(part.get("file")):
                 yield FileId(f"{place}.file.file_id", part["file"], "file_data")
+            case "image_url" | "video_url" as kind if _names(part.get(kind)):
+                yield FileId(f"{place}.{kind}.file_id", part[kind], "url")
             case "input_file" if _names(part):
                 yield FileId(f"{place}.file_id", part, "file_data")
             case "input_image" if _names(part):

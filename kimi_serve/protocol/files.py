@@ -15,7 +15,7 @@ from kimi_serve.protocol.errors import ApiError, kind_of, short
 Json = dict[str, Any]
 Form = Literal["chat", "responses", "messages"]
 DOCUMENT_OPTIONS: Final = ("pages", "text")
-VIDEO_OPTIONS: Final = ("fps", "frames", "timestamps")
+VIDEO_OPTIONS: Final = ("fps", "frames", "timestamps", "sampling")
 
 
 @dataclass(frozen=True, slots=True)

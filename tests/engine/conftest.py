@@ -1,22 +1,19 @@
 """Engines for the tests: each configuration runs once a session, in its own processes. Knows no expectation."""
 
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from tests.engine.configurations import CONFIGURATIONS, SHARED
 from tests.engine.golden import PACK, Arrays
+from tests.vllm_host import Host
 
-ROOT = Path(__file__).parents[2]
-LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+ENGINE_TIMEOUT = 540  # seconds for start and passes: a loaded machine of two cores takes four times an idle one's
 
 RunEngine = Callable[[str], Arrays]
 
@@ -45,51 +42,21 @@ def quantized(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def host() -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.engine.host"],
-        cwd=ROOT,
-        env=os.environ | LOCAL | SHARED,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-@pytest.fixture(scope="session")
-def results(
-    host: "subprocess.Popen[str]", quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> RunEngine:
-    """What a configuration's engine gave, by pass/case/what; the engine has ended. Workers of one session share it."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "results"
-    folder.mkdir(exist_ok=True)
+def results(vllm_host: Host, quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
+    """What a configuration's engine gave, by pass/case/what; the engine has ended."""
+    folder = tmp_path_factory.mktemp("results")
     done: dict[str, Arrays] = {}
 
     def run(name: str) -> Arrays:
         if name not in done:
             target = folder / f"{name}.npz"
-            with FileLock(folder / f"{name}.lock"):
-                if not target.exists():
-                    start(name, target)
+            environment = SHARED | CONFIGURATIONS[name].environment
+            arguments = (name, str(quantized(name)), str(target))
+            ran = vllm_host.run("-m", "tests.engine.driver", *arguments, timeout=ENGINE_TIMEOUT, **environment)
+            assert ran.status == 0, f"engine {name} ended with {ran.status}:\n{ran.stderr[-6000:]}"
             with np.load(target) as file:
                 done[name] = dict(file)
         return done[name]
-
-    def start(name: str, target: Path) -> None:
-        partial = target.with_suffix(".partial.npz")
-        log = folder / f"{name}.log"
-        asked = {"environment": CONFIGURATIONS[name].environment, "output": str(log)}
-        asked["arguments"] = [name, str(quantized(name)), str(partial)]
-        host.stdin.write(json.dumps(asked) + "\n")
-        host.stdin.flush()
-        status = json.loads(host.stdout.readline())["status"]
-        assert status == 0, f"engine {name} ended with {status}:\n{log.read_text()[-6000:]}"
-        partial.rename(target)
 
     return run
 

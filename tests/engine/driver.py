@@ -174,3 +174,7 @@ def continuation(output: RequestOutput) -> Arrays:
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().float().numpy().copy()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

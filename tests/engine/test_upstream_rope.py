@@ -4,10 +4,9 @@ Then delete this file, the folding in kimi_serve/model/attention.py (Rotation), 
 in-tree configuration.
 """
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.vllm_host import Host
 
 pytestmark = pytest.mark.engine
 
@@ -30,8 +29,9 @@ with set_current_vllm_config(VllmConfig()):
 """
 
 
-def test_cpu_rotary_kernel_is_wrong_for_three_axes_and_right_for_folded_heads() -> None:
-    ran = subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True, text=True, timeout=120)
+def test_cpu_rotary_kernel_is_wrong_for_three_axes_and_right_for_folded_heads(vllm_host: Host) -> None:
+    ran = vllm_host.run("-c", PROBE)
+    assert ran.status == 0, ran.stderr
     three_axes, folded = map(float, ran.stdout.split()[-2:])
     assert folded < 1e-5
     assert three_axes > 0.1, "vLLM's kernel is mended: remove the work-around in kimi_serve/model/attention.py"

@@ -1,7 +1,8 @@
 """Stands in for `vllm serve`: logs as vLLM does, has a child process, answers /health and /v1/models. No model.
 
 FAKE_VLLM chooses how it goes wrong: `dies` while loading, `silent` (never answers), `stubborn` (nor does it end when
-asked to), `crashes` (once it has answered /v1/models).
+asked to), `crashes` (once it has answered /v1/models). Or right: `answers` (requests too, as the tests' fake engine
+does), `answers 5` (and dies with the fifth).
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -37,6 +39,26 @@ def flag(name: str, default: str) -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
 
+def answer(most: int) -> None:
+    from kimi_serve.testing import serving
+    from kimi_serve.testing.dials import Dials
+    from kimi_serve.testing.fake_engine import FakeEngine
+
+    double = FakeEngine(
+        Dials(model=flag("--served-model-name", sys.argv[2]), max_model_len=4096, ttft_s=0.05, tokens=2)
+    )
+
+    def die() -> None:
+        while double.record.count < most:
+            time.sleep(0.01)
+        os._exit(7)
+
+    if most:
+        threading.Thread(target=die, daemon=True).start()
+    serving.run(double, port=int(flag("--port", "8000")))
+    sys.exit(0)
+
+
 def main() -> None:
     print("INFO vLLM API server version 0.32.0, non-default args: {}", flush=True)
     print("INFO Initializing a V1 LLM engine (v0.32.0)", flush=True)
@@ -57,6 +79,8 @@ def main() -> None:
     if MODE in ("silent", "stubborn"):
         time.sleep(600)
     time.sleep(0.5)
+    if MODE.startswith("answers"):
+        answer(int(MODE.removeprefix("answers") or 0))
     HTTPServer((flag("--host", "127.0.0.1"), int(flag("--port", "8000"))), Handler).serve_forever()
 
 

@@ -1,7 +1,6 @@
 """The real tower on this CPU, without an engine: right whatever is packed, and bounded in memory."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,28 +9,18 @@ from typing import Any
 import pytest
 
 from kimi_serve.inputs.passes import CPU_PATCHES
-
-ROOT = Path(__file__).parents[2]
-LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+from tests.vllm_host import Host
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def said(golden_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def said(golden_pack: Path, tmp_path_factory: pytest.TempPathFactory, vllm_host: Host) -> dict[str, Any]:
     target = tmp_path_factory.mktemp("golden")
     make = [sys.executable, golden_pack / "make_checkpoint.py", target]
     subprocess.run(make, check=True, capture_output=True, timeout=60)
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.model.tower", str(target)],
-        cwd=ROOT,
-        env=os.environ | LOCAL,
-        capture_output=True,
-        text=True,
-        timeout=560,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    ran = vllm_host.run("-m", "tests.model.tower", str(target), timeout=560)
+    assert ran.status == 0, ran.stderr[-4000:]
     return json.loads(ran.stdout.splitlines()[-1])
 
 

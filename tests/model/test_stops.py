@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.vllm_host import Host
 
 pytestmark = pytest.mark.slow  # imports vLLM in a process of its own
 
@@ -45,7 +45,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
+def found(tmp_path_factory: pytest.TempPathFactory, vllm_host: Host) -> list[tuple[list[int], float]]:
     """Stop ids and temperature for each case: one process, because importing vLLM takes most of the time."""
     checkpoints = []
     for index, (stated, generation) in enumerate(CASES):
@@ -58,11 +58,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], flo
             raw = json.loads(file.read_text(encoding="utf-8")) | {"eos_token_id": stated, "temperature": 0.35}
             file.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
         checkpoints.append((str(target), generation))
-    ran = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(checkpoints)],
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    ran = vllm_host.run("-c", PROBE, json.dumps(checkpoints))
+    assert ran.status == 0, ran.stderr[-4000:]
     return [json.loads(line.split(" ", 1)[1]) for line in ran.stdout.splitlines() if line.startswith("STOPS")]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -20,9 +19,7 @@ from kimi_serve.model.weights import Inventory
 from tests.model import published
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 PUBLISHED_PARAMETERS = 16_407_656_048  # 32.8 GB in bfloat16, as published
-LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 UNMARKED = re.compile(r"\.\d+\.")
 
 
@@ -183,11 +180,11 @@ def test_quantized_checkpoint_still_refuses_a_bias_of_another_shape():
 
 
 @pytest.mark.engine
-def test_full_size_model_builds_without_memory(tmp_path, golden_pack):
+def test_full_size_model_builds_without_memory(tmp_path, golden_pack, vllm_host):
     """vLLM's own construction of our class; nothing is allocated."""
     published.write(tmp_path, golden_pack / "checkpoint")
-    ran = run_python("-m", "tests.model.build_full_size", str(tmp_path))
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    ran = vllm_host.run("-m", "tests.model.build_full_size", str(tmp_path))
+    assert ran.status == 0, ran.stderr[-4000:]
     built = json.loads(ran.stdout.splitlines()[-1])
     assert built["class"] == "kimi_serve.model.kimi_vl.KimiVLForConditionalGeneration"
     assert built["parameters"] == PUBLISHED_PARAMETERS
@@ -195,7 +192,7 @@ def test_full_size_model_builds_without_memory(tmp_path, golden_pack):
 
 
 @pytest.mark.engine
-def test_engine_ends_and_names_the_tensor_of_a_broken_checkpoint(tmp_path, golden_pack):
+def test_engine_ends_and_names_the_tensor_of_a_broken_checkpoint(tmp_path, golden_pack, vllm_host):
     broken = "language_model.model.layers.2.mlp.experts.5.up_proj.weight"
     subprocess.run([sys.executable, golden_pack / "make_checkpoint.py", tmp_path], check=True, capture_output=True)
     for shard in tmp_path.glob("*.safetensors"):
@@ -203,18 +200,6 @@ def test_engine_ends_and_names_the_tensor_of_a_broken_checkpoint(tmp_path, golde
         if tensors.pop(broken, None) is not None:
             save_file(tensors, shard)
     probe = f"from vllm import LLM; LLM({str(tmp_path)!r}, max_model_len=512, enforce_eager=True)"
-    ran = run_python("-c", probe, VLLM_ENABLE_V1_MULTIPROCESSING="0")
-    assert ran.returncode != 0
+    ran = vllm_host.run("-c", probe, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert ran.status == 1
     assert f"CheckpointError: missing from the checkpoint: {broken}" in ran.stdout + ran.stderr
-
-
-def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | LOCAL | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )

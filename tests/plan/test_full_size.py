@@ -1,9 +1,6 @@
 """The full-size plan against vLLM's own accounting of the model that it builds, without memory for it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from kimi_serve.plan.options import Options
 from kimi_serve.plan.weights import Weights
 from tests.model import published
 from tests.plan.conftest import MakePlan
+from tests.vllm_host import Host
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint"
-LOCAL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 IMAGES = (8, 40, 80)  # one pass of the tower, three, and five
 PATCHES = 32 * 32  # of one
 
@@ -29,7 +26,7 @@ Built = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory, vllm_host: Host) -> Built:
     """What a process says that builds the model; each asked for once."""
     folder = tmp_path_factory.mktemp("published")
     published.write(folder, GOLDEN)
@@ -37,13 +34,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
     def build(ranks: int = 1, *, expanded: bool = False) -> dict[str, Any]:
         if (ranks, expanded) not in said:
-            images = [str(number) for number in IMAGES] if ranks == 1 and not expanded else []
-            command = [sys.executable, "-m", "tests.plan.full_size", str(folder), str(ranks), *images]
-            environment = os.environ | LOCAL | {"VLLM_MLA_DISABLE": str(int(expanded))}
-            ran = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560, check=False
+            images = map(str, IMAGES) if ranks == 1 and not expanded else ()
+            environment = {"VLLM_MLA_DISABLE": str(int(expanded))}
+            ran = vllm_host.run(
+                "-m", "tests.plan.full_size", str(folder), str(ranks), *images, timeout=560, **environment
             )
-            assert ran.returncode == 0, ran.stderr[-4000:]
+            assert ran.status == 0, ran.stderr[-4000:]
             said[ranks, expanded] = json.loads(ran.stdout.splitlines()[-1])
         return said[ranks, expanded]
 
@@ -77,9 +73,7 @@ def test_the_tower_holds_the_planned_bytes(built: Built, images: int) -> None:
     assert planned <= built()["tower_peaks"][str(images)] < planned + 4096  # where the pictures begin and end
 
 
-def test_the_limit_of_pictures_is_the_engines() -> None:
+def test_the_limit_of_pictures_is_the_engines(vllm_host: Host) -> None:
     probe = "from kimi_serve.model.processing import MAX_IMAGES; print(MAX_IMAGES)"
-    shown = subprocess.run(
-        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
-    )
+    shown = vllm_host.run("-c", probe)
     assert shown.stdout.split()[-1] == str(request.MOST_IMAGES)

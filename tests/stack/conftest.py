@@ -1,6 +1,8 @@
 """What the tests over HTTP share: the golden checkpoint, one engine for the session, and what its prompts should be."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +25,12 @@ HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
 # The golden model's tokens are noise: it thinks only in tests that say so.
 # Without free white space a grammar leads even noise to the end of its JSON.
+# KIMI_SERVE_TEST_FLAGS="--data-parallel-size 2" runs the same tests on an engine that is served so.
 FLAGS = [
     *("--dtype", "float32", "--max-model-len", str(CONTEXT)),
     *("--reasoning-parser", "kimi_vl_when_told"),
     *("--structured-outputs-config.backend=xgrammar", "--structured-outputs-config.disable_any_whitespace=true"),
+    *shlex.split(os.environ.get("KIMI_SERVE_TEST_FLAGS", "")),
 ]
 
 

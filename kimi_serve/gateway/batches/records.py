@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from kimi_serve.gateway.files.records import lifetime
 from kimi_serve.gateway.settings import BatchSettings
@@ -23,6 +23,15 @@ _FIELDS: Final = ("input_file_id", "endpoint", "completion_window", "metadata", 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _MOST_PAIRS, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
+
+
+class Usage(NamedTuple):
+    """Tokens of a line."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0  # of the input
+    output_tokens: int = 0
+    reasoning_tokens: int = 0  # of the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,10 @@ class Batch:
     failed: int
     has_output: bool
     has_errors: bool
+    input_tokens: int = 0  # of all answered lines, as are these
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def shown(self) -> Json:
         """OpenAI's batch object."""
@@ -92,6 +105,13 @@ class Batch:
             "expires_at": self.expires,
             **{f"{name}_at": self.times.get(name) for name in _TIMES},
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "usage": {
+                "input_tokens": self.input_tokens,
+                "input_tokens_details": {"cached_tokens": self.cached_tokens},
+                "output_tokens": self.output_tokens,
+                "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+                "total_tokens": self.input_tokens + self.output_tokens,
+            },
             "metadata": self.metadata,
         }
 

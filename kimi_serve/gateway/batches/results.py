@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from kimi_serve.gateway.batches.records import Ending
+from kimi_serve.gateway.batches.records import Ending, Usage
 
 _NEVER_ASKED: Final = {
     "expired": ("batch_expired", "This request was not answered before the batch's completion window ended."),
@@ -17,6 +17,44 @@ _NEVER_ASKED: Final = {
 def answered(batch: str, number: int, custom_id: str, status: int, request_id: str, body: bytes) -> bytes:
     response = {"status_code": status, "request_id": request_id, "body": _in_one_line(body)}
     return _line(batch, number, custom_id, response, None)
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    """Of a chat or completion, or by its other names of a response."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+def usage_of(body: bytes) -> Usage:
+    """None of it where an answer says nothing, as errors do."""
+    try:
+        usage = msgspec.json.decode(body, type=_Answer).usage or _Usage()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        usage = _Usage()
+    into = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
+    out = usage.completion_tokens_details or usage.output_tokens_details or _Details()
+    return Usage(
+        usage.prompt_tokens or usage.input_tokens,
+        into.cached_tokens or 0,
+        usage.completion_tokens or usage.output_tokens,
+        out.reasoning_tokens or 0,
+    )
 
 
 def never_answered(batch: str, number: int, custom_id: str, ending: Ending) -> bytes:

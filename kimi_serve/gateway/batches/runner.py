@@ -21,7 +21,7 @@ from kimi_serve.gateway.batches.asking import Asker
 from kimi_serve.gateway.batches.lines import Line
 from kimi_serve.gateway.batches.outputs import write_outputs
 from kimi_serve.gateway.batches.patience import LONGEST_PAUSE_S, Answer, Patience
-from kimi_serve.gateway.batches.records import Batch, Problem
+from kimi_serve.gateway.batches.records import Batch, Problem, Usage
 from kimi_serve.gateway.files.database import FilesAwayError
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.protocol.errors import ApiError
@@ -146,13 +146,13 @@ class Runner:
             answer, name = await self._answered(run, line)
             batch = run.batch
             told = results.answered(batch.id, line.number, line.custom_id, answer.status, name, answer.body)
-            await self._keep(batch, line, told, is_good=answer.status == 200)
+            await self._keep(batch, line, told, results.usage_of(answer.body), is_good=answer.status == 200)
 
-    async def _keep(self, batch: Batch, line: Line, result: bytes, *, is_good: bool) -> None:
+    async def _keep(self, batch: Batch, line: Line, result: bytes, usage: Usage, *, is_good: bool) -> None:
         """An answer that was paid for is not given up because the disk is full for a while."""
         while True:
             try:
-                await self._archive.batches.answer(batch, line.number, result, is_good=is_good)
+                await self._archive.batches.answer(batch, line.number, result, usage, is_good=is_good)
             except FilesAwayError:
                 await asyncio.sleep(LONGEST_PAUSE_S)
             else:

@@ -13,13 +13,14 @@ from dataclasses import fields
 from typing import Any, Final
 
 from kimi_serve.gateway.batches.lines import Line
-from kimi_serve.gateway.batches.records import Batch, Ending, Problem, Status
-from kimi_serve.gateway.files.database import Database
+from kimi_serve.gateway.batches.records import Batch, Ending, Problem, Status, Usage
+from kimi_serve.gateway.sqlite import Sqlite
 from kimi_serve.protocol.errors import ApiError, short
 
 _NAMES: Final = tuple(field.name for field in fields(Batch))
 _COLUMNS: Final = ", ".join(_NAMES)
 _ADD: Final = f"INSERT INTO batches ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"
+_ADD_USAGE: Final = ", ".join(f"{name} = {name} + ?" for name in Usage._fields)
 _JSON: Final = ("metadata", "times", "problems")
 _FLAGS: Final = ("has_output", "has_errors")
 _CANCELLABLE: Final = ("validating", "in_progress")
@@ -29,7 +30,7 @@ Result = tuple[int, str, bytes | None, int | None]  # number, custom_id, its lin
 
 
 class BatchStore:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Sqlite) -> None:
         self._database = database
 
     async def add(self, batch: Batch, most: int) -> None:
@@ -43,22 +44,22 @@ class BatchStore:
                 raise ApiError("too_many_batches", message, retry_after=60.0)
             to.execute(_ADD, _row(batch))
 
-        await self._database.run(add)
+        await self._database.write(add)
 
     async def get(self, tenant: str, batch_id: str) -> Batch:
         """Raises ApiError batch_not_found, also where it is another tenant's."""
-        return await self._database.run(lambda of: _found(of, tenant, batch_id))
+        return await self._database.read(lambda of: _found(of, tenant, batch_id))
 
     async def list(self, tenant: str, *, after: str | None, limit: int) -> Sequence[Batch]:
         """The newest first."""
         behind = "AND seq < (SELECT seq FROM batches WHERE id = :after AND tenant = :tenant)" if after else ""
         asked = f"SELECT {_COLUMNS} FROM batches WHERE tenant = :tenant {behind} ORDER BY seq DESC LIMIT :limit"
         values = {"tenant": tenant, "after": after, "limit": limit}
-        return [_batch(row) for row in await self._database.run(lambda of: of.execute(asked, values).fetchall())]
+        return [_batch(row) for row in await self._database.read(lambda of: of.execute(asked, values).fetchall())]
 
     async def under_way(self) -> Sequence[Batch]:
         asked = f"SELECT {_COLUMNS} FROM batches WHERE ended IS NULL ORDER BY seq"
-        return [_batch(row) for row in await self._database.run(lambda of: of.execute(asked).fetchall())]
+        return [_batch(row) for row in await self._database.read(lambda of: of.execute(asked).fetchall())]
 
     async def cancel(self, tenant: str, batch_id: str) -> Batch:
         """Raises ApiError batch_has_ended. One that is being finished, or cancelled already, stays as it is."""
@@ -72,7 +73,7 @@ class BatchStore:
                 raise ApiError("batch_has_ended", message)
             return _found(of, tenant, batch_id)
 
-        return await self._database.run(cancel)
+        return await self._database.write(cancel)
 
     async def begin(self, batch: Batch, lines: Sequence[Line]) -> Batch:
         """Its lines were read and are good. Where it was cancelled meanwhile it has none."""
@@ -87,7 +88,7 @@ class BatchStore:
             _enter(of, batch, "in_progress")
             return _found(of, batch.tenant, batch.id)
 
-        return await self._database.run(begin)
+        return await self._database.write(begin)
 
     async def fail(self, batch: Batch, problems: Sequence[Problem]) -> None:
         """Nothing of it is asked, also where it was cancelled meanwhile."""
@@ -97,23 +98,23 @@ class BatchStore:
             of.execute("UPDATE batches SET problems = ? WHERE id = ?", (told, batch.id))
             _enter(of, batch, "failed", is_end=True)
 
-        await self._database.run(fail)
+        await self._database.write(fail)
 
     async def unanswered(self, batch: Batch) -> Sequence[Line]:
         asked = "SELECT number, custom_id, start, length FROM lines WHERE batch = ? AND result IS NULL ORDER BY number"
-        rows = await self._database.run(lambda of: of.execute(asked, (batch.id,)).fetchall())
+        rows = await self._database.read(lambda of: of.execute(asked, (batch.id,)).fetchall())
         return [Line(*row) for row in rows]
 
-    async def answer(self, batch: Batch, number: int, result: bytes, *, is_good: bool) -> None:
-        """The line's result, unless it has one."""
+    async def answer(self, batch: Batch, number: int, result: bytes, usage: Usage, *, is_good: bool) -> None:
+        """The line's result, unless it has one, and what it took."""
         column = "completed" if is_good else "failed"
 
         def answer(of: sqlite3.Connection) -> None:
             change = "UPDATE lines SET result = ?, is_good = ? WHERE batch = ? AND number = ? AND result IS NULL"
             if of.execute(change, (result, is_good, batch.id, number)).rowcount:
-                of.execute(f"UPDATE batches SET {column} = {column} + 1 WHERE id = ?", (batch.id,))
+                of.execute(f"UPDATE batches SET {column} = {column} + 1, {_ADD_USAGE} WHERE id = ?", (*usage, batch.id))
 
-        await self._database.run(answer)
+        await self._database.write(answer)
 
     async def finalize(self, batch: Batch) -> Ending:
         """No line is asked any more: the files are written from now on. How it will have ended."""
@@ -127,14 +128,14 @@ class BatchStore:
             left = of.execute("SELECT 1 FROM lines WHERE batch = ? AND result IS NULL LIMIT 1", (batch.id,)).fetchone()
             return "completed" if left is None else "expired"
 
-        return await self._database.run(finalize)
+        return await self._database.write(finalize)
 
     async def results(self, batch: Batch, after: int, limit: int) -> Sequence[Result]:
         asked = (
             "SELECT number, custom_id, result, is_good FROM lines "
             "WHERE batch = ? AND number > ? ORDER BY number LIMIT ?"
         )
-        return await self._database.run(lambda of: of.execute(asked, (batch.id, after, limit)).fetchall())
+        return await self._database.read(lambda of: of.execute(asked, (batch.id, after, limit)).fetchall())
 
     async def end(self, batch: Batch, ending: Ending, *, has_output: bool, has_errors: bool) -> None:
         """Its files are there: the lines are not needed any more."""
@@ -145,11 +146,11 @@ class BatchStore:
             of.execute("DELETE FROM lines WHERE batch = ?", (batch.id,))
             _enter(of, batch, ending, is_end=True)
 
-        await self._database.run(end)
+        await self._database.write(end)
 
     async def forget(self, before: float) -> None:
         """Those that ended before that time."""
-        await self._database.run(lambda of: of.execute("DELETE FROM batches WHERE ended < ?", (int(before),)))
+        await self._database.write(lambda of: of.execute("DELETE FROM batches WHERE ended < ?", (int(before),)))
 
 
 def _enter(of: sqlite3.Connection, batch: Batch, status: Status, *, is_end: bool = False) -> None:

@@ -12,13 +12,16 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
+
+from blake3 import blake3
 
 from kimi_serve.gateway.admission.ledger import Reservation
 from kimi_serve.gateway.expansion import documents, videos
 from kimi_serve.gateway.expansion.kinds import Kind, kind_of, video_format
-from kimi_serve.gateway.expansion.room import Room
+from kimi_serve.gateway.expansion.room import Room, Taken
 from kimi_serve.gateway.expansion.workers import RefusedError, WorkerEndedError, Workers
+from kimi_serve.gateway.kept import Kept
 from kimi_serve.gateway.media import data_urls
 from kimi_serve.gateway.media.fetch import Fetcher, Wanted
 from kimi_serve.gateway.metrics import Metrics
@@ -41,6 +44,7 @@ _ENDED: Final = {  # by the reason for which a process ended: kind of refusal, a
     "memory": ("too_large", "takes more memory to read than it may"),
     "crash": ("invalid", "cannot be read to the end: it is damaged, or takes more memory than it may"),
 }
+_OVERHEAD: Final = 512  # bytes of a key and of what stands around the parts
 Shown = list[str | Image]
 
 
@@ -51,6 +55,25 @@ class _Job:
     frames: videos.Asked
 
 
+class Key(NamedTuple):
+    salt: str  # the tenant's, who meets only what is his own
+    hash: bytes  # of the file
+    asked: str  # of it
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    shown: Shown
+    taken: Taken
+
+
+Cache = Kept[Key, Made]
+
+
+def cache(limit: int) -> Cache:
+    return Kept(limit, lambda made: _OVERHEAD + sum(map(_length, made.shown)))
+
+
 @dataclass(frozen=True, slots=True)
 class Expander:
     settings: Settings
@@ -58,9 +81,10 @@ class Expander:
     workers: Workers
     meter: Meter
     metrics: Metrics
+    cache: Cache
 
     async def expand(
-        self, files: Sequence[FilePart], images: int, reservation: Reservation, context: int | None
+        self, files: Sequence[FilePart], images: int, reservation: Reservation, context: int | None, salt: str
     ) -> dict[int, str]:
         """Put what the files show in their places, and say of each new part by its id where its file stood.
 
@@ -73,7 +97,7 @@ class Expander:
         places: dict[int, str] = {}
         for job, data in zip(jobs, found, strict=True):
             try:
-                shown = await self._shown(job, data, room, reservation)
+                shown = await self._shown(job, data, room, reservation, salt)
             except ApiError as error:
                 raise _placed(error, job.file) from error
             for part in job.file.become(shown):
@@ -114,7 +138,7 @@ class Expander:
         self.metrics.fetched_bytes.inc(len(data))
         return data
 
-    async def _shown(self, job: _Job, data: bytes, room: Room, reservation: Reservation) -> Shown:
+    async def _shown(self, job: _Job, data: bytes, room: Room, reservation: Reservation, salt: str) -> Shown:
         kind = kind_of(data, is_video=job.file.is_video)
         if kind == "picture":
             return [self._picture(job.file, data)]
@@ -123,6 +147,13 @@ class Expander:
         rules = self.settings.documents if kind == "document" else self.settings.videos
         if len(data) > rules.max_bytes:
             raise _too_large(kind, rules.max_bytes)
+        hash = await asyncio.to_thread(lambda: blake3(data).digest())  # a video has 100 MB
+        key = Key(salt, hash, repr(job.pages if kind == "document" else job.frames))
+        if (made := self.cache.get(key)) is not None:
+            room.take(*made.taken)
+            reservation.reserve(sum(map(_length, made.shown)))
+            self.metrics.expansion.kept.labels(kind).inc()
+            return made.shown
         began = time.monotonic()
         try:
             shown = await self._read(kind, job, data, room, reservation)
@@ -134,6 +165,8 @@ class Expander:
             raise _refused(kind, *_ENDED[error.reason]) from error
         finally:
             self.metrics.expansion.seconds.labels(kind).observe(time.monotonic() - began)
+        assert room.last is not None, "a reader asks before it draws"
+        self.cache.put(key, Made(shown, room.last))
         self.metrics.expansion.files.labels(kind).inc()
         self.metrics.expansion.images.labels(kind).inc(sum(isinstance(one, Image) for one in shown))
         return shown
@@ -148,7 +181,7 @@ class Expander:
         shown: Shown = []
         async with aclosing(self._parts(kind, job, data, room)) as parts:
             async for one in parts:
-                reservation.reserve(len(one.url) if isinstance(one, Image) else len(one))
+                reservation.reserve(_length(one))
                 shown.append(one)
         return shown
 
@@ -168,6 +201,10 @@ class Expander:
         async with self.workers.over(videos.READER, limits) as worker:
             async for one in videos.show(worker, limits, (name, data), job.frames, rules, self.meter, room):
                 yield one
+
+
+def _length(one: str | Image) -> int:
+    return len(one.url) if isinstance(one, Image) else len(one)
 
 
 def _too_large(kind: Kind, limit: int) -> ApiError:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kimi_serve.gateway.prompt_cost import Meter
 from kimi_serve.protocol.errors import ApiError
+
+
+class Taken(NamedTuple):
+    """What one file's pictures needed, as it was asked for."""
+
+    sizes: Sequence[tuple[int, int]]
+    what: str
+    instead: str
 
 
 @dataclass(slots=True)
@@ -14,6 +23,7 @@ class Room:
     meter: Meter
     images: int  # that may still come
     tokens: int | None = None  # of images; None: nobody minds
+    last: Taken | None = None
 
     def take(self, sizes: Sequence[tuple[int, int]], what: str, instead: str) -> None:
         """Raises ApiError where pictures of these sizes cannot be part of the prompt, whatever else is in it."""
@@ -27,6 +37,7 @@ class Room:
                 f"for them: {instead}"
             )
             raise ApiError("context_length_exceeded", message)
+        self.last = Taken(sizes, what, instead)
         self.images -= len(sizes)
         if self.tokens is not None:
             self.tokens -= tokens

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -20,7 +21,9 @@ from kimi_serve.gateway.settings import Videos
 from kimi_serve.protocol.errors import ApiError, short
 from kimi_serve.protocol.files import VIDEO_OPTIONS, FilePart, Image
 
+Sampling = Literal["uniform", "scenes"]
 READER: Final = "video"
+SAMPLINGS: Final[tuple[Sampling, ...]] = get_args(Sampling)
 MOST_INDEXED: Final = 500_000  # frames of a file: more than two hours at 60 a second
 
 
@@ -29,6 +32,7 @@ class _Opened(msgspec.Struct):
     height: int
     duration: float
     times: list[float]
+    scenes: list[int]  # the frames with which they begin
 
 
 class _Frame(msgspec.Struct):
@@ -42,6 +46,7 @@ class Asked:
     fps: float | None
     frames: int | None
     timestamps: bool
+    sampling: Sampling = "uniform"
 
 
 def read_options(file: FilePart, rules: Videos) -> Asked:
@@ -55,28 +60,59 @@ def read_options(file: FilePart, rules: Videos) -> Asked:
         raise _wrong(file, "frames", frames, "either fps or frames")
     if not isinstance(timestamps, bool):
         raise _wrong(file, "timestamps", timestamps, "true or false")
-    return Asked(fps, frames, timestamps)
+    given = options.get("sampling", "uniform")
+    sampling = next((one for one in SAMPLINGS if one == given), None)
+    if sampling is None:
+        raise _wrong(file, "sampling", given, f"one of {', '.join(SAMPLINGS)}")
+    return Asked(fps, frames, timestamps, sampling)
 
 
 def limits(rules: Videos, memory_bytes: int, most_bytes: int) -> Limits:
     return Limits(memory_bytes, rules.cpu_s, rules.timeout_s, most_bytes)
 
 
-def choose(times: Sequence[float], duration: float, asked: Asked, rules: Videos) -> list[int]:
+def choose(
+    times: Sequence[float], duration: float, asked: Asked, rules: Videos, scenes: Sequence[int] = (0,)
+) -> list[int]:
     """Which frames: those that are on the screen at moments evenly apart. Each once, so a short video has fewer.
 
     By fps from the beginning; where these are too many, or a number of frames is asked for, in the middle of as many
-    equal parts of the video.
+    equal parts of the video; by scenes as many, in the middle of equal parts of each.
     """
     fps = asked.fps or rules.fps
     count = asked.frames
     if count is None and math.ceil(duration * fps) > rules.max_frames:
         count = rules.max_frames
-    if count is None:
+    if asked.sampling == "scenes":
+        begins = [times[number] for number in scenes]
+        moments = _in_scenes([*begins, duration], count or max(1, math.ceil(duration * fps)))
+    elif count is None:
         moments = [number / fps for number in range(max(1, math.ceil(duration * fps)))]
     else:
         moments = [(number + 0.5) * duration / count for number in range(count)]
     return sorted({max(0, bisect.bisect_right(times, moment + 1e-6) - 1) for moment in moments})
+
+
+def _in_scenes(edges: Sequence[float], count: int) -> list[float]:
+    """So many moments between edges in order: one of each scene, or of the longest where there are more, and the
+    others where a frame would stand for the longest time.
+    """
+    spans = list(pairwise(edges))
+    shares = [0] * len(spans)
+    for number in sorted(range(len(spans)), key=lambda one: spans[one][0] - spans[one][1])[:count]:
+        shares[number] = 1
+    lasting = [((begin - end) / 2, number) for number, (begin, end) in enumerate(spans) if shares[number]]
+    heapq.heapify(lasting)  # by the time that a frame would stand for with one more, the longest first
+    for _ in range(count - sum(shares)):
+        _, number = lasting[0]
+        shares[number] += 1
+        begin, end = spans[number]
+        heapq.heapreplace(lasting, ((begin - end) / (shares[number] + 1), number))
+    return [
+        begin + (part + 0.5) * (end - begin) / share
+        for (begin, end), share in zip(spans, shares, strict=True)
+        for part in range(share)
+    ]
 
 
 def stamp(seconds: float, *, is_fine: bool) -> str:
@@ -98,9 +134,10 @@ async def show(
         "most_pixels": rules.max_pixels,
         "most_seconds": rules.max_duration_s,
         "most_frames": MOST_INDEXED,
+        "scenes": asked.sampling == "scenes",
     }
     told = await worker.open(limits, wanted, video[1], _Opened)
-    chosen = choose(told.times, told.duration, asked, rules)
+    chosen = choose(told.times, told.duration, asked, rules, told.scenes)
     size = meter.geometry.largest(told.width, told.height, tokens=rules.frame_tokens, scale=1.0)
     room.take([size] * len(chosen), "frames", "choose fewer by `frames` or `fps`")
     times = [told.times[number] for number in chosen]

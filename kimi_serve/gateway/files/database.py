@@ -1,19 +1,14 @@
-"""The SQLite database of files and batches. Knows its tables and its one thread; never what a row means."""
+"""The tables of files and batches. Never knows what a row means."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final
 
+from kimi_serve.gateway.sqlite import Sqlite
 from kimi_serve.protocol.errors import ApiError
-
-BUSY_SECONDS: Final = 2.0  # how long one waits for somebody who looks into the database from outside
 
 # From one version to the next; a step that was released is never changed.
 _STEPS: Final = (
@@ -42,9 +37,14 @@ _STEPS: Final = (
         length INTEGER NOT NULL, result BLOB, is_good INTEGER, PRIMARY KEY (batch, number)
     );
     """,
+    """
+    ALTER TABLE batches ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -56,60 +56,19 @@ class FilesAwayError(ApiError):
         super().__init__("files_unavailable", message, retry_after=5.0)
 
 
-class Database:
-    """`async with Database(path) as database:`; the file is made where it is missing, with mode 0600."""
+def database(path: Path) -> Sqlite:
+    """`async with database(path) as opened:`."""
+    return Sqlite(path, _prepare, _failure)
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="files")
-        self._connection: sqlite3.Connection | None = None
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._on_thread(self._open)
-        except BaseException:
-            self._thread.shutdown()
-            raise
-        return self
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA synchronous = FULL")  # what a client was told is kept, whatever happens
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, step in enumerate(_STEPS[version:], version + 1):
+        connection.executescript(f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT;")
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self._on_thread(self._connected().close)
-        self._thread.shutdown()
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """All of the work in one transaction, or nothing of it. Who is cancelled meanwhile does not stop it."""
-        return await self._on_thread(lambda: self._transaction(work))
-
-    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            return work(connection)
-
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (sqlite3.Error, OSError) as error:
-            # SQLite's messages name tables and states, never values.
-            logger.warning("the database of files fails", extra={"reason": f"{type(error).__name__}: {error}"})
-            raise FilesAwayError from None
-
-    def _open(self) -> None:
-        self._path.touch(mode=0o600)  # SQLite would make it readable for all; its -wal and -shm take this mode
-        self._connection = sqlite3.connect(
-            self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")  # what a client was told is kept, whatever happens
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            for number, step in enumerate(_STEPS[version:], version + 1):
-                self._connection.executescript(f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT;")
-        except sqlite3.Error:
-            self._connection.close()
-            raise
-
-    def _connected(self) -> sqlite3.Connection:
-        assert self._connection is not None, "used outside of `async with`"
-        return self._connection
+def _failure(error: Exception) -> FilesAwayError:
+    # SQLite's messages name tables and states, never values.
+    logger.warning("the database of files fails", extra={"reason": f"{type(error).__name__}: {error}"})
+    return FilesAwayError()

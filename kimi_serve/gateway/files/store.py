@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from kimi_serve.errors import ConfigError
-from kimi_serve.gateway.files.database import Database, FilesAwayError
+from kimi_serve.gateway.files.database import FilesAwayError
 from kimi_serve.gateway.files.incoming import Incoming, blob
 from kimi_serve.gateway.files.records import Purpose, StoredFile, file_not_found, new_file_id
 from kimi_serve.gateway.files.room import Room
 from kimi_serve.gateway.settings import FileSettings
+from kimi_serve.gateway.sqlite import Sqlite
 
 _COLUMNS: Final = ", ".join(field.name for field in fields(StoredFile))
 _ADD: Final = f"INSERT OR IGNORE INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -35,7 +36,7 @@ _NEEDED: Final = (
 
 
 class FileStore:
-    def __init__(self, folder: Path, database: Database, rules: FileSettings) -> None:
+    def __init__(self, folder: Path, database: Sqlite, rules: FileSettings) -> None:
         self._blobs, self._incoming = folder / "blobs", folder / "incoming"
         self._database, self._rules = database, rules
         self._turn = asyncio.Lock()  # between bytes and their record nobody removes the bytes
@@ -43,7 +44,7 @@ class FileStore:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, folder: Path, database: Database, rules: FileSettings) -> AsyncIterator[FileStore]:
+    async def opened(cls, folder: Path, database: Sqlite, rules: FileSettings) -> AsyncIterator[FileStore]:
         store = cls(folder, database, rules)
         await store._start()
         sweeping = asyncio.create_task(store._sweep_for_ever())
@@ -80,7 +81,7 @@ class FileStore:
             name = await incoming.place(self._blobs)
             expires = now + int(lasts) if lasts else None
             file = StoredFile(file_id, tenant, name, incoming.size, now, expires, filename, purpose)
-            is_new = await self._database.run(lambda to: to.execute(_ADD, astuple(file)).rowcount == 1)
+            is_new = await self._database.write(lambda to: to.execute(_ADD, astuple(file)).rowcount == 1)
         if is_new:
             self.room.add(tenant, file.bytes, 1)
         return file
@@ -88,7 +89,7 @@ class FileStore:
     async def get(self, tenant: str, file_id: str, param: str | None = None) -> StoredFile:
         """Raises ApiError file_not_found, also where it is another tenant's."""
         values = (file_id, tenant, int(time.time()))
-        rows = await self._database.run(lambda of: of.execute(_GET, values).fetchall())
+        rows = await self._database.read(lambda of: of.execute(_GET, values).fetchall())
         if not rows:
             raise file_not_found(file_id, param)
         return StoredFile(*rows[0])
@@ -104,7 +105,7 @@ class FileStore:
             conditions.append(f"seq {sign} (SELECT seq FROM files WHERE id = :after AND tenant = :tenant)")
         asked = f"SELECT {_COLUMNS} FROM files WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT :limit"
         values = {"tenant": tenant, "purpose": purpose, "after": after, "limit": limit, "now": int(time.time())}
-        return [StoredFile(*row) for row in await self._database.run(lambda of: of.execute(asked, values).fetchall())]
+        return [StoredFile(*row) for row in await self._database.read(lambda of: of.execute(asked, values).fetchall())]
 
     async def delete(self, tenant: str, file_id: str) -> None:
         file = await self.get(tenant, file_id)
@@ -124,7 +125,7 @@ class FileStore:
     async def let_go(self, name: str) -> None:
         """Bytes that somebody needed and does not need any more."""
         async with self._turn:
-            needed = await self._database.run(lambda of: of.execute(_NEEDED, {"hash": name}).fetchone())
+            needed = await self._database.read(lambda of: of.execute(_NEEDED, {"hash": name}).fetchone())
             if needed is None:
                 await asyncio.to_thread(self.path(name).unlink, missing_ok=True)
 
@@ -132,12 +133,12 @@ class FileStore:
         """Removes what has expired."""
         asked = f"SELECT {_COLUMNS} FROM files WHERE expires <= ?"
         now = int(time.time())
-        for row in await self._database.run(lambda of: of.execute(asked, (now,)).fetchall()):
+        for row in await self._database.read(lambda of: of.execute(asked, (now,)).fetchall()):
             await self._remove(StoredFile(*row))
 
     async def _remove(self, file: StoredFile) -> None:
         gone = "DELETE FROM files WHERE id = ?"
-        if await self._database.run(lambda of: of.execute(gone, (file.id,)).rowcount):
+        if await self._database.write(lambda of: of.execute(gone, (file.id,)).rowcount):
             self.room.add(file.tenant, -file.bytes, -1)
             await self.let_go(file.hash)
 
@@ -153,7 +154,7 @@ class FileStore:
             asked = "SELECT hash FROM files UNION SELECT input_hash FROM batches WHERE ended IS NULL"
             return sums, {name for (name,) in of.execute(asked)}
 
-        sums, needed = await self._database.run(known)
+        sums, needed = await self._database.write(known)
         for tenant, size, files in sums:
             self.room.add(tenant, size, files)
         await asyncio.to_thread(self._clean, needed)

@@ -60,7 +60,7 @@ async def tokenize(request: Request) -> JSONResponse:
             def parse() -> ChatRequest:
                 return chat.parse_chat(asked, most_choices=most)
 
-            parsed = await without_files(gateway, parse(), parse, reservation, journey)
+            parsed = await without_files(gateway, caller, parse(), parse, reservation, journey)
             reading = Reading(asked, chat_of(parsed), None, turns.read_chat)
             asking = Asking(option, limit, caller.salt, only_counts=True)
             fit = await fitted(gateway, reading, asking, reservation, journey)
@@ -120,7 +120,7 @@ async def _count(
 
         told, journey = parse(), request.state.journey
         journey.model, limit = model_of(gateway, caller, chat_of(told).model)
-        told = await without_files(gateway, told, parse, reservation, journey)
+        told = await without_files(gateway, caller, told, parse, reservation, journey)
         asking = Asking(option, limit, caller.salt, fields, only_counts=True)
         reading = Reading(given, chat_of(told), messages_of(told), read, text_type)
         fit = await fitted(gateway, reading, asking, reservation, journey)

@@ -60,7 +60,8 @@ _PART: Final[Schema] = {
     "description": "by its type: text with `text`; image_url with `image_url.url`, an http, https or data URL, and "
     "`image_url.detail`, one of low, high and auto; "
     "file with `file.file_data`, a data URL of a picture or a PDF, or `file.file_id`; of a PDF "
-    "`pages` and `text` may be chosen; video_url with `video_url.url`, and `fps` or `frames`",
+    "`pages` and `text` may be chosen; video_url with `video_url.url`, `fps` or `frames`, and `sampling`; "
+    "`file_id` may stand for every `url`",
 }
 _CONTENT: Final[Schema] = {"anyOf": [STRING, _list_of(_PART), {"type": "null"}]}
 _ROLES: Final = ["system", "developer", "user", "assistant", "tool"]
@@ -311,6 +312,15 @@ BATCH: Final = _object(
         "expires_at": COUNT,
         **{f"{name}_at": _TIME for name in _TIMES},
         "request_counts": _object({"total": COUNT, "completed": COUNT, "failed": COUNT}),
+        "usage": _object(
+            {
+                "input_tokens": COUNT,
+                "input_tokens_details": _object({"cached_tokens": COUNT}),
+                "output_tokens": COUNT,
+                "output_tokens_details": _object({"reasoning_tokens": COUNT}),
+                "total_tokens": COUNT,
+            }
+        ),
         "metadata": _nullable({**ANY, "additionalProperties": STRING}),
     }
 )

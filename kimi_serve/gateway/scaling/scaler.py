@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
+from kimi_serve.gateway.kept import Kept
 from kimi_serve.gateway.media import data_urls
 from kimi_serve.gateway.scaling.pool import Job, Pool
 from kimi_serve.gateway.scaling.worker import Size
@@ -16,7 +16,7 @@ _OVERHEAD: Final = 512  # bytes of a key and of what stands around a picture
 
 
 class Key(NamedTuple):
-    salt: str  # the tenant's
+    salt: str  # the tenant's, who meets only what is his own
     hash: bytes  # of what the picture was
     wanted: Size
 
@@ -27,31 +27,11 @@ class Scaled:
     hash: bytes  # of what is in it
 
 
-class Cache:
-    """What was used longest ago goes first. A tenant meets only what is his own: time tells nothing of others."""
+Cache = Kept[Key, Scaled]
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit  # bytes
-        self._held: OrderedDict[Key, Scaled] = OrderedDict()
-        self.size = 0
 
-    def get(self, key: Key) -> Scaled | None:
-        found = self._held.get(key)
-        if found is not None:
-            self._held.move_to_end(key)
-        return found
-
-    def put(self, key: Key, scaled: Scaled) -> None:
-        before = self._held.pop(key, None)
-        if before is not None:
-            self.size -= _bytes(before)
-        if _bytes(scaled) > self._limit:
-            return
-        self._held[key] = scaled
-        self.size += _bytes(scaled)
-        while self.size > self._limit:
-            _, oldest = self._held.popitem(last=False)
-            self.size -= _bytes(oldest)
+def cache(limit: int) -> Cache:
+    return Kept(limit, lambda scaled: len(scaled.url) + _OVERHEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +45,3 @@ class Scaler:
         scaled = Scaled(data_urls.encode(result.data, result.media_type), blake3(result.data).digest())
         self.cache.put(key, scaled)
         return scaled
-
-
-def _bytes(scaled: Scaled) -> int:
-    return len(scaled.url) + _OVERHEAD

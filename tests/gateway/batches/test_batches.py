@@ -48,6 +48,11 @@ def test_every_line_is_answered_in_openais_form(client: openai.OpenAI, front: Fr
         assert response["status_code"] == 200
         assert response["request_id"].startswith(f"{batch.id}-")
         assert response["body"]["choices"][0]["message"]["content"] == " token" * 3
+    usages = [line["response"]["body"]["usage"] for line in told]  # type: ignore[index]
+    assert done.usage is not None
+    assert done.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages) > 20
+    assert done.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages) == 60
+    assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
     output = client.files.retrieve(done.output_file_id or "")
     assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")
     asked = sorted(json.loads(request.body)["messages"][0]["content"] for request in front.engines[0].record.requests)
@@ -59,9 +64,12 @@ def test_every_line_is_answered_in_openais_form(client: openai.OpenAI, front: Fr
 def test_every_endpoint_can_be_a_batch(client: openai.OpenAI, kind: Kind) -> None:
     body: Json = {"model": MODEL, "prompt": "Once"} if kind == "completion" else {"model": MODEL, "input": "Hello"}
     batch = order(client, lines_of([chat_body() if kind == "chat" else body], PATHS[kind]), PATHS[kind])
-    (line,) = read(client, ended(client, batch.id).output_file_id)
+    done = ended(client, batch.id)
+    (line,) = read(client, done.output_file_id)
     response = line["response"]
     assert isinstance(response, dict)
+    assert done.usage is not None
+    assert done.usage.total_tokens == response["body"]["usage"]["total_tokens"] > 0
     names = {"chat": "chat.completion", "completion": "text_completion", "responses": "response"}
     assert response["body"]["object"] == names[kind]
 

@@ -12,7 +12,7 @@ import pytest
 from kimi_serve.gateway.archive import Archive
 from kimi_serve.gateway.batches.lines import Line
 from kimi_serve.gateway.batches.outputs import write_outputs
-from kimi_serve.gateway.batches.records import Batch
+from kimi_serve.gateway.batches.records import Batch, Usage
 from kimi_serve.gateway.settings import read
 from kimi_serve.protocol.errors import ApiError
 
@@ -40,10 +40,11 @@ def test_a_line_has_one_answer_whoever_brings_a_second(tmp_path: Path) -> None:
             store = archive.batches
             await store.add(new(), most=1)
             batch = await store.begin(new(), LINES)
-            await store.answer(batch, 3, b"first", is_good=True)
-            await store.answer(batch, 3, b"second", is_good=False)
+            await store.answer(batch, 3, b"first", Usage(5, 1, 2), is_good=True)
+            await store.answer(batch, 3, b"second", Usage(5, 1, 2), is_good=False)
             now = await store.get("t", batch.id)
             assert (now.status, now.total, now.completed, now.failed) == ("in_progress", 3, 1, 0)
+            assert (now.input_tokens, now.cached_tokens, now.output_tokens, now.reasoning_tokens) == (5, 1, 2, 0)
             assert [line.number for line in await store.unanswered(batch)] == [1, 4]
             assert (3, "b", b"first", 1) in await store.results(batch, 0, 10)
 
@@ -58,8 +59,8 @@ def test_files_that_are_written_twice_are_the_same(tmp_path: Path) -> None:
             store, files = archive.batches, archive.files
             await store.add(new(), most=1)
             batch = await store.begin(new(), LINES)
-            await store.answer(batch, 1, b'{"good":1}\n', is_good=True)
-            await store.answer(batch, 4, b'{"bad":1}\n', is_good=False)
+            await store.answer(batch, 1, b'{"good":1}\n', Usage(), is_good=True)
+            await store.answer(batch, 4, b'{"bad":1}\n', Usage(), is_good=False)
             for _ in range(2):
                 assert await store.finalize(batch) == "expired"
                 made = await write_outputs(batch, "expired", archive)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 CODECS = {"mp4": "libx264", "mov": "libx264", "webm": "libvpx", "gif": "gif"}
 SIZE = (96, 64)
@@ -55,3 +57,26 @@ def number_of(shown: np.ndarray) -> int:
     halves = red[:, wide // 8 : wide * 3 // 8], red[:, wide * 5 // 8 : wide * 7 // 8]
     left, right = (round(float(half.mean()) / 36) for half in halves)
     return left * 8 + right
+
+
+def cut(lengths: Sequence[int], *, rate: int = 10) -> bytes:
+    """An MP4 of scenes of so many frames, each of another brightness, with something that moves in all of them.
+
+    Each begins with a keyframe, as encoders make them where a picture changes; there are others in between.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *SIZE, "yuv420p", 30
+        stream.options = {"forced-idr": "1"}
+        number = 0
+        for scene, length in enumerate(lengths):
+            for at in range(length):
+                shown = np.full((SIZE[1], SIZE[0], 3), 20 + scene % 2 * 150 + scene * 10, np.uint8)
+                shown[20:30, number % 80 : number % 80 + 10] = 255
+                frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
+                frame.pict_type = PictureType.NONE if at else PictureType.I
+                output.mux(stream.encode(frame))
+                number += 1
+        output.mux(stream.encode())
+    return buffer.getvalue()

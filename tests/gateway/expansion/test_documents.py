@@ -153,7 +153,7 @@ def test_what_was_filled_into_a_form_is_drawn(start: Start) -> None:
 
 
 def test_the_same_document_makes_the_same_pictures_so_that_caches_know_them(start: Start) -> None:
-    front = start()
+    front = start(workers={"cache_bytes": 0})
     for _ in range(2):
         post(front, "chat", part_of("chat", pdf(2)))
     first, second = (

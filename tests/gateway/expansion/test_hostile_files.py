@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -15,35 +13,22 @@ import pytest
 from kimi_serve.gateway.expansion import documents
 from kimi_serve.gateway.expansion.documents import Asked
 from kimi_serve.gateway.expansion.room import Room
-from kimi_serve.gateway.expansion.workers import RefusedError, WorkerEndedError, Workers
+from kimi_serve.gateway.expansion.workers import Workers
 from kimi_serve.gateway.prompt_cost import Meter
 from kimi_serve.gateway.settings import Documents
 from kimi_serve.protocol.files import Image
 from tests.gateway.conftest import Front, Start
 from tests.gateway.expansion.corpus import LANDSCAPE, as_url, endless, mutated, pdf, swelling
+from tests.gateway.expansion.outcomes import COPIES, TIMEOUT, outcomes, processes
 from tests.gateway.test_gateway import eventually
 from tests.gateway.test_metrics import sample
 
-COPIES = int(os.environ.get("KIMI_SERVE_FUZZ_FILES", "60"))
 SLOW = cache(endless)
 LARGE = cache(swelling)
 
 
 def ask(front: Front, data: bytes, **options: object) -> httpx.Response:
     return front.chat([{"type": "file", "file": {"file_data": as_url(data)}, **options}], max_tokens=4)
-
-
-def processes() -> list[Path]:
-    """That read files, of this test's gateways."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, status = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"expansion.child" in command and int(status.rpartition(")")[2].split()[1]) == os.getpid():
-            found.append(folder)
-    return found
 
 
 @pytest.mark.parametrize("limit", [{"timeout_s": 2.0}, {"cpu_s": 1}], ids=["by the clock", "by the processor"])
@@ -131,30 +116,12 @@ async def read(workers: Workers, data: bytes, meter: Meter) -> int:
         return sum([isinstance(one, Image) async for one in shown])
 
 
-@pytest.mark.timeout(3600 if COPIES > 200 else 300)
+@pytest.mark.timeout(TIMEOUT)
 def test_a_mutated_document_is_shown_or_refused_and_nothing_hangs(checkpoint: Path) -> None:
     """Each within its limits; a process that crashes is counted, and the next file has a sound one."""
     meter = Meter.from_directory(checkpoint)
     sound = [pdf(2), pdf(1, sizes=(LANDSCAPE,), photograph=True), pdf(1, filled_in=True), pdf(1, password="")]
-    seen: Counter[str] = Counter()
-
-    async def one(workers: Workers, seed: int) -> None:
-        try:
-            pages = await read(workers, mutated(sound[seed % len(sound)], seed), meter)
-            seen["shown" if pages else "nothing"] += 1
-        except RefusedError as error:
-            seen[error.kind] += 1
-        except WorkerEndedError as error:
-            seen[error.reason] += 1
-
-    async def all_of_them() -> None:
-        async with Workers(2, wait_s=3600) as workers, asyncio.TaskGroup() as tasks:
-            for seed in range(COPIES):
-                tasks.create_task(one(workers, seed))
-
-    asyncio.run(all_of_them())
-    print(dict(seen))
-    assert sum(seen.values()) == COPIES
+    seen = outcomes(lambda workers, number: read(workers, mutated(sound[number % len(sound)], number), meter))
     assert seen["shown"] > COPIES // 5
     assert seen["invalid"] > 0
     assert seen["nothing"] == 0

@@ -9,6 +9,7 @@ import pytest
 from kimi_serve.gateway.media import data_urls
 from kimi_serve.testing.answers import ROUTES, Kind
 from tests.gateway.conftest import MODEL, Front, Start
+from tests.gateway.expansion.films import film
 from tests.gateway.test_gateway import png
 from tests.gateway.test_tenants import made
 
@@ -41,6 +42,7 @@ def body(kind: Kind, part: Json) -> Json:
 def parts(file_id: str) -> dict[str, tuple[Kind, Json]]:
     return {
         "chat": ("chat", {"type": "file", "file": {"file_id": file_id}}),
+        "chat, image": ("chat", {"type": "image_url", "image_url": {"file_id": file_id, "detail": "high"}}),
         "responses, image": ("responses", {"type": "input_image", "detail": "auto", "file_id": file_id}),
         "responses, file": ("responses", {"type": "input_file", "file_id": file_id}),
         "messages": ("messages", {"type": "image", "source": {"type": "file", "file_id": file_id}}),
@@ -67,6 +69,13 @@ def test_a_file_by_its_id_is_the_picture_that_it_holds(front: Front, name: str) 
     counts = {"chat": "/tokenize", "responses": "/v1/responses/input_tokens", "messages": "/v1/messages/count_tokens"}
     told = front.http.post(counts[kind], json=body(kind, part)).json()
     assert told["count" if kind == "chat" else "input_tokens"] > 50
+
+
+def test_a_video_by_its_id_is_the_frames_that_it_holds(front: Front) -> None:
+    part = {"type": "video_url", "video_url": {"file_id": keep(front, film("mp4"))}, "frames": 2}
+    assert front.http.post(PATHS["chat"], json={**body("chat", part), "max_tokens": 8}).status_code == 200
+    (turn,) = json.loads(front.engines[0].record.requests[-1].body)["messages"]
+    assert [got["type"] for got in turn["content"]] == ["text", "image_url"] * 2
 
 
 def test_it_is_looked_for_in_every_place_of_a_conversation(front: Front) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from kimi_serve.gateway.media.headers import READERS, read_header
 from kimi_serve.gateway.scaling import worker
 from kimi_serve.gateway.scaling.pool import Job, Pool
-from kimi_serve.gateway.scaling.scaler import Cache, Key, Scaled
+from kimi_serve.gateway.scaling.scaler import Key, Scaled, cache
 from kimi_serve.gateway.scaling.worker import UnfitError, scale
 from kimi_serve.protocol.errors import ApiError
 
@@ -235,20 +235,20 @@ def key(number: int) -> Key:
 
 
 def test_the_cache_holds_no_more_bytes_than_it_may_and_forgets_what_was_used_longest_ago() -> None:
-    cache = Cache(4 * (1000 + 512))
+    held = cache(4 * (1000 + 512))
     for number in range(4):
-        cache.put(key(number), Scaled("x" * 1000, b""))
-    assert cache.get(key(0)) is not None
-    cache.put(key(4), Scaled("y" * 1000, b""))
-    assert [cache.get(key(number)) is not None for number in range(5)] == [True, False, True, True, True]
-    cache.put(key(4), Scaled("z", b""))
-    assert cache.size == 3 * 1512 + 513
-    cache.put(key(5), Scaled("x" * 10_000, b""))
-    assert cache.get(key(5)) is None
-    assert cache.size <= 4 * 1512
+        held.put(key(number), Scaled("x" * 1000, b""))
+    assert held.get(key(0)) is not None
+    held.put(key(4), Scaled("y" * 1000, b""))
+    assert [held.get(key(number)) is not None for number in range(5)] == [True, False, True, True, True]
+    held.put(key(4), Scaled("z", b""))
+    assert held.size == 3 * 1512 + 513
+    held.put(key(5), Scaled("x" * 10_000, b""))
+    assert held.get(key(5)) is None
+    assert held.size <= 4 * 1512
 
 
 def test_a_cache_of_nothing_keeps_nothing() -> None:
-    cache = Cache(0)
-    cache.put(key(0), Scaled("x", b""))
-    assert (cache.get(key(0)), cache.size) == (None, 0)
+    held = cache(0)
+    held.put(key(0), Scaled("x", b""))
+    assert (held.get(key(0)), held.size) == (None, 0)

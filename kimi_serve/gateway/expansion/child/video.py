@@ -20,7 +20,7 @@ import av
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from kimi_serve.gateway.expansion.child.refusal import INVALID, TOO_LARGE, RefusalError
 
@@ -28,6 +28,8 @@ Json = dict[str, Any]
 
 JPEG_QUALITY: Final = 90
 _LONG_PIXEL: Final = 10  # times as long as wide: beyond, what a file says of its pixels' shape is damage
+_GLANCE: Final = (32, 18)  # pixels
+_CHANGE: Final = 16  # of 255, in the mean: another scene
 _TURNS: Final = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -47,7 +49,10 @@ class Video:
 
 
 def open(data: bytes, asked: Json) -> tuple[Video, Json]:
-    """`asked`: the demuxer and the limits. Told: the upright size, the duration, and when each frame is shown."""
+    """`asked`: the demuxer and the limits. Told: the upright size, the duration, and when each frame is shown.
+
+    Where `scenes` is asked for, also the frames with which a scene begins.
+    """
     container, stream = _opened(data, asked["format"])
     first = _first(container, stream, asked["most_pixels"])
     container.close()
@@ -64,7 +69,8 @@ def open(data: bytes, asked: Json) -> tuple[Video, Json]:
         raise RefusalError(TOO_LARGE, why)
     width, height = _upright(stream, first, turned)
     times = [_seconds(video, tick) for tick in ticks]
-    return video, {"width": width, "height": height, "duration": duration, "times": times}
+    scenes = _scenes(video) if asked.get("scenes") else [0]
+    return video, {"width": width, "height": height, "duration": duration, "times": times, "scenes": scenes}
 
 
 def show(video: Video, plan: Json) -> Iterator[tuple[Json, bytes]]:
@@ -78,6 +84,28 @@ def show(video: Video, plan: Json) -> Iterator[tuple[Json, bytes]]:
         yield {"time": _seconds(video, frame.pts)}, _encoded(frame, size, video.turned)
     if not is_any:
         raise RefusalError(INVALID, "is damaged: none of the frames to show can be decoded")
+
+
+def _scenes(video: Video) -> list[int]:
+    """Numbers of the frames with which scenes begin. Encoders put a keyframe where the picture changes, so only these
+    are decoded and compared: so small that what moves in a picture is little and another picture is much.
+    """
+    container, stream = _opened(video.data, video.format)
+    stream.codec_context.skip_frame = "NONKEY"
+    begins, before = [0], None
+    with suppress(av.FFmpegError):
+        for frame in container.decode(stream):
+            _check_size(frame.width, frame.height, video.most_pixels)
+            seen = _picture(frame, *_GLANCE)
+            number = bisect.bisect_left(video.ticks, frame.pts or 0)
+            if before is not None and begins[-1] < number < len(video.ticks) and _difference(before, seen) > _CHANGE:
+                begins.append(number)
+            before = seen
+    return begins
+
+
+def _difference(one: Image.Image, other: Image.Image) -> float:
+    return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / len(one.getbands())
 
 
 def _opened(data: bytes, name: str) -> tuple[InputContainer, VideoStream]:
@@ -208,10 +236,15 @@ def _frames(
                     yield frame
 
 
+def _picture(frame: VideoFrame, width: int, height: int) -> Image.Image:
+    image: Image.Image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_image()  # type: ignore[no-untyped-call]
+    return image
+
+
 def _encoded(frame: VideoFrame, size: tuple[int, int], turned: int) -> bytes:
     """JPEG, since a frame is a photograph that was compressed before."""
     width, height = size[::-1] if turned in (90, 270) else size
-    image: Image.Image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_image()  # type: ignore[no-untyped-call]
+    image = _picture(frame, width, height)
     if turned in _TURNS:
         image = image.transpose(_TURNS[turned])
     buffer = io.BytesIO()
@@ -230,7 +263,8 @@ def _warm_up() -> None:
         stream.pix_fmt = "yuv420p"
         for packet in (*stream.encode(VideoFrame(16, 16, "yuv420p")), *stream.encode()):
             output.mux(packet)
-    video, _ = open(buffer.getvalue(), {"format": "mov", "most_pixels": 256, "most_seconds": 9, "most_frames": 9})
+    limits = {"most_pixels": 256, "most_seconds": 9, "most_frames": 9}
+    video, _ = open(buffer.getvalue(), {"format": "mov", "scenes": True, **limits})
     list(show(video, {"frames": [0], "width": 8, "height": 8}))
 
 

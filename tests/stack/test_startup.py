@@ -1,4 +1,4 @@
-"""What `kimi-serve plan` says of the cache is what vLLM counted when the engine started."""
+"""What the engine said when it started: whose class it runs, and the cache that `kimi-serve plan` plans."""
 
 import re
 from pathlib import Path
@@ -25,3 +25,7 @@ def test_vllm_counts_the_planned_tokens_of_cache(server: Server, checkpoint: Pat
     assert tokens == SPACE // (BLOCK * per_token) * BLOCK
     # One block of these stays empty.
     assert memory.requests_in(SPACE, per_token, CONTEXT) == (tokens - BLOCK) // CONTEXT
+
+
+def test_the_engine_says_whose_class_it_runs(server: Server) -> None:
+    assert "Kimi-VL Instruct: reasoning parser" in server.log

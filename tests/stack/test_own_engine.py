@@ -1,8 +1,12 @@
-"""The real engine killed with requests in every state: each client is told, and the gateway is no longer ready."""
+"""What needs an engine of its own: the costliest images with default flags, then its being killed at work.
+
+The encoder's budget follows the checkpoint. Of a killed engine each client is told, and the gateway is no longer ready.
+"""
 
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,13 +16,17 @@ import pytest
 from kimi_serve.gateway.app import create_app
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.settings import read
+from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.testing.serving import in_thread
-from tests.stack.conftest import FLAGS
-from tests.stack.served import NAME, Server
+from tests.stack import pictures
+from tests.stack.served import CONTEXT, NAME, Server
 
 CHAT = "/v1/chat/completions"
 LONG = {"max_tokens": 6000, "ignore_eos": True, "temperature": 0}  # minutes of work
 BROKEN = ("upstream_error", "upstream_timeout")
+LIMIT = 16_384  # patches of an image, as in Thinking-2506
+LARGEST = (1792, 1792)  # 4096 tokens
+COSTLY = (500, 6000)  # more than LIMIT patches: scaled down, then padded
 
 
 def eventually(is_true: Callable[[], object], seconds: float = 60.0) -> None:
@@ -43,27 +51,48 @@ def body(**options: object) -> dict[str, object]:
     return {"model": NAME, "messages": [{"role": "user", "content": "Hello"}], **LONG, **options}
 
 
-@pytest.fixture
-def server(checkpoint: Path, tmp_path: Path) -> Server:
-    """One of its own: the others need theirs alive."""
-    return Server(checkpoint, FLAGS, tmp_path / "engine.log")
+@pytest.fixture(scope="module")
+def large(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("large") / "Kimi-VL-Instruct"
+    shutil.copytree(checkpoint, directory)
+    file = directory / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "in_token_limit": LIMIT}))
+    return directory
 
 
-def test_every_client_of_a_killed_engine_is_told(server: Server, checkpoint: Path) -> None:
+@pytest.fixture(scope="module")
+def server(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Killed by the last test: the other files' engine must live."""
+    log = tmp_path_factory.mktemp("own") / "engine.log"
+    with Server(large, ["--max-model-len", str(CONTEXT)], log, {"VLLM_MLA_DISABLE": "1"}) as started:
+        yield started
+
+
+def test_the_largest_images_are_served_with_default_flags(server: Server, large: Path) -> None:
+    geometry = load_checkpoint(large).image.geometry
+    text = server.chat("").prompt_tokens
+    for sizes in ([LARGEST], [COSTLY], [(1260, 1260), (1260, 1260), (1288, 1260)]):
+        reply = server.chat([pictures.part(pictures.plain(*size)) for size in sizes], max_tokens=2)
+        assert reply.status == 200, reply.body
+        images = sum(geometry.num_tokens(*size) + 5 for size in sizes)  # five around each
+        assert reply.prompt_tokens == text + images
+        assert images > 2048 // 2
+
+
+def test_every_client_of_a_killed_engine_is_told(server: Server, large: Path) -> None:
     opened: list[Gateway] = []
-    with server:
-        settings = read(
-            None,
-            checkpoint=checkpoint,
-            replicas={"urls": [server.url], "check_s": 0.5},
-            admission={"requests": 3, "deadline_s": 10},
-            stream={"keep_alive_s": 1},
-        )
-        with in_thread(create_app(settings, opened.append)) as front, ThreadPoolExecutor(8) as threads:
-            try:
-                kill_and_listen(server, opened[0], front.url, threads)
-            finally:
-                server.kill()  # or those who ask would wait for all of their answers
+    settings = read(
+        None,
+        checkpoint=large,
+        replicas={"urls": [server.url], "check_s": 0.5},
+        admission={"requests": 3, "deadline_s": 10},
+        stream={"keep_alive_s": 1},
+    )
+    with in_thread(create_app(settings, opened.append)) as front, ThreadPoolExecutor(8) as threads:
+        try:
+            kill_and_listen(server, opened[0], front.url, threads)
+        finally:
+            server.kill()  # or those who ask would wait for all of their answers
 
 
 def kill_and_listen(server: Server, gateway: Gateway, url: str, threads: ThreadPoolExecutor) -> None:
