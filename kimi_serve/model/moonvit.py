@@ -240,7 +240,7 @@ class MoonViT(nn.Module):
         parts, places = patches.split(lengths), tokens.split([length // merge for length in lengths])
         most = passes.CPU_PATCHES if patches.device.type == "cpu" else passes.PATCHES
         for chosen in passes.passes(grids, most):
-            self._see(*([each[number] for number in chosen] for each in (parts, grids, places)))
+            self._see([parts[n] for n in chosen], [grids[n] for n in chosen], [places[n] for n in chosen])
         return tokens
 
     def _see(self, parts: Sequence[torch.Tensor], grids: Sequence[Grid], places: Sequence[torch.Tensor]) -> None:

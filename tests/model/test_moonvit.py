@@ -11,7 +11,7 @@ import pytest
 from kimi_serve.inputs.passes import CPU_PATCHES
 from tests.vllm_host import Host
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # imports vLLM in a process of its own
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, vllm_host: Host) -> Built:
 
     def build(ranks: int = 1, *, expanded: bool = False) -> dict[str, Any]:
         if (ranks, expanded) not in said:
-            images = map(str, IMAGES) if ranks == 1 and not expanded else ()
+            arguments = (str(folder), str(ranks), *(map(str, IMAGES) if ranks == 1 and not expanded else ()))
             environment = {"VLLM_MLA_DISABLE": str(int(expanded))}
-            ran = vllm_host.run(
-                "-m", "tests.plan.full_size", str(folder), str(ranks), *images, timeout=560, **environment
-            )
+            ran = vllm_host.run("-m", "tests.plan.full_size", *arguments, timeout=560, **environment)
             assert ran.status == 0, ran.stderr[-4000:]
             said[ranks, expanded] = json.loads(ran.stdout.splitlines()[-1])
         return said[ranks, expanded]
