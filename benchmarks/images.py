@@ -192,7 +192,7 @@ def _status(name: str) -> int:
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(f"\n| {' | '.join(titles)} |\n| --- |{' ---: |' * (len(titles) - 1)}")
     for row in rows:
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def show_prepared(rows: Sequence[Prepared]) -> None:
@@ -246,16 +246,17 @@ def main() -> None:
         "--sides", type=int, nargs="*", default=[112, 448, 1792], help="pictures of the tower, in pixels"
     )
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--no-preparing", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rounds = arguments.rounds
-    prepared = [
-        prepare("448x448", 448, 4096, 32, 4 * rounds),
-        prepare("1792x1792, as it is (limit 16,384)", 1792, 16_384, 4, 2 * rounds),
-        prepare("1792x1792, resized (limit 4,096)", 1792, 4096, 4, rounds),
-    ]
-    show_prepared(prepared)
+    prepared: list[Prepared] = []
+    if not arguments.no_preparing:
+        prepared.append(prepare("448x448", 448, 4096, 32, 4 * rounds))
+        prepared.append(prepare("1792x1792, as it is (limit 16,384)", 1792, 16_384, 4, 2 * rounds))
+        prepared.append(prepare("1792x1792, resized (limit 4,096)", 1792, 4096, 4, rounds))
+        show_prepared(prepared)
     with towers.alone():
         seen = [
             see(side, max(1, min(64, (448 // side) ** 2 * 4)), dtype, arguments.blocks, rounds)
