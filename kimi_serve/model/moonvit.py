@@ -1,5 +1,6 @@
 """MoonViT: packed uint8 patches of many images -> features at native resolution. Knows no text and no file format."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,11 +11,13 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.vision import is_vit_use_data_parallel
 
+from kimi_serve.inputs import passes
 from kimi_serve.inputs.config import ImageConfig, VisionConfig
 from kimi_serve.inputs.geometry import Grid
+from kimi_serve.model import cpu_products
+from kimi_serve.model.packing import Packing, Run, runs, turn
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's default, which the published tower uses without naming it
-ROPE_THETA = 10000.0  # a constant of the published tower: no checkpoint file states it
 POSITION_CACHE_PATCHES = 16_384  # kept stretched tables: 75 MB at the published width, enough for many small images
 
 
@@ -39,7 +42,9 @@ class PatchEmbedding(nn.Module):
         scale, shift = self._affine(weight)
         bias = self.proj.bias.float() + weight @ shift
         x = F.linear(patches.flatten(1).float(), weight * scale, bias)  # (N, hidden)
-        return x + self.pos_emb(grids)
+        for run in runs(grids):
+            x[run.rows].view(run.images, run.grid.num_patches, -1).add_(self.pos_emb(run.grid))
+        return x
 
     def _affine(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         per_channel = weight.shape[1] // 3
@@ -57,10 +62,8 @@ class PositionTable(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
         self._stretched: dict[Grid, torch.Tensor] = {}
 
-    def forward(self, grids: Sequence[Grid]) -> torch.Tensor:
-        return torch.cat([self._for_grid(grid) for grid in grids])  # (sum(h*w), hidden) float32
-
-    def _for_grid(self, grid: Grid) -> torch.Tensor:
+    def forward(self, grid: Grid) -> torch.Tensor:
+        """(h*w, hidden) float32."""
         if grid in self._stretched:
             return self._stretched[grid]
         stretched = self._stretch(grid)
@@ -82,39 +85,14 @@ class PositionTable(nn.Module):
         self._stretched.clear()
 
 
-def rope_2d(grids: Sequence[Grid], head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of the 2-D rotary angles, each (sum(h*w), head_dim/2) float32.
+class Norm(nn.LayerNorm):
+    """Over the last axis, of activations in any type."""
 
-    Pair 2j turns with the column, pair 2j+1 with the row (the published docstring says the opposite of what its code
-    does). Computed for the grids at hand: nothing of the size of the largest image is kept.
-    """
-    step = torch.arange(0, head_dim, 4, device=device, dtype=torch.float32)[: head_dim // 4]
-    freqs = ROPE_THETA ** -(step / head_dim)  # (head_dim/4,)
-    angles = []
-    for grid in grids:
-        rows = torch.arange(grid.height, device=device, dtype=torch.float32).repeat_interleave(grid.width)
-        cols = torch.arange(grid.width, device=device, dtype=torch.float32).repeat(grid.height)
-        both = torch.stack([torch.outer(cols, freqs), torch.outer(rows, freqs)], dim=-1)  # (h*w, head_dim/4, 2)
-        angles.append(both.flatten(1))
-    packed = torch.cat(angles)
-    return packed.cos(), packed.sin()
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=LAYER_NORM_EPS)
 
-
-def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate adjacent pairs of the last axis; x is (L, heads, head_dim), cos and sin (L, head_dim/2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (L, heads, head_dim/2) each
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
-
-
-class Packing:
-    """Where each image lies in the packed sequence, and its rotary angles: computed once, used by every block."""
-
-    def __init__(self, grids: Sequence[Grid], head_dim: int, device: torch.device) -> None:
-        lengths = torch.tensor([grid.num_patches for grid in grids], dtype=torch.int32)
-        self.cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
-        self.max_seqlen = lengths.max()  # on the host: attention kernels take it as an integer
-        self.cos, self.sin = rope_2d(grids, head_dim, device)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -146,18 +124,32 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         qkv, _ = self.wqkv(x)  # (L, 3*heads*head_dim): all q, all k, all v
-        q, k, v = qkv.view(-1, 3, self.heads, self.head_dim).unbind(1)
-        q = rotate_pairs(q, packing.cos, packing.sin)
-        k = rotate_pairs(k, packing.cos, packing.sin)
-        out = self.attend(
-            q.unsqueeze(0),
-            k.unsqueeze(0),
-            v.unsqueeze(0),
-            cu_seqlens=packing.cu_seqlens,
-            max_seqlen=packing.max_seqlen,
-        )
-        out, _ = self.wo(out.reshape(x.shape[0], self.heads * self.head_dim))
+        qkv = qkv.view(-1, 3, self.heads, self.head_dim)
+        if x.device.type == "cpu":
+            qkv = by_head(qkv)
+        q, k, v = qkv.unbind(1)
+        q, k = turn(q, packing.turns), turn(k, packing.turns)
+        within = self._on_cpu if x.device.type == "cpu" else self._elsewhere
+        out, _ = self.wo(within(q, k, v, packing).reshape(-1, self.heads * self.head_dim))
         return out
+
+    def _on_cpu(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """One call for all images of a grid: a call's own cost is that of a small image."""
+
+        def one(run: Run) -> torch.Tensor:
+            return self.attend(*(each[run.rows].unflatten(0, (run.images, -1)) for each in (q, k, v))).flatten(0, 1)
+
+        parts = [one(run) for run in packing.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _elsewhere(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> torch.Tensor:
+        packed = (each.unsqueeze(0) for each in (q, k, v))
+        return self.attend(*packed, cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
+
+
+def by_head(qkv: torch.Tensor) -> torch.Tensor:
+    """(L, 3, heads, head_dim) as it is, but each head's rows lie together: attention on a CPU reads them so."""
+    return qkv.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
 
 
 class FeedForward(nn.Module):
@@ -188,18 +180,19 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. Attention's linears sit on the block itself, as the checkpoint names them."""
+    """Pre-norm transformer block, which changes what it is given: nothing else has to be kept."""
 
     def __init__(self, vision: VisionConfig, quant: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        self.norm0 = nn.LayerNorm(vision.hidden_size, eps=LAYER_NORM_EPS)
-        self.norm1 = nn.LayerNorm(vision.hidden_size, eps=LAYER_NORM_EPS)
+        self.norm0 = Norm(vision.hidden_size)
+        self.norm1 = Norm(vision.hidden_size)
         self.attn = Attention(vision, quant, prefix)
         self.mlp = FeedForward(vision, quant, f"{prefix}.mlp")
 
-    def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
-        x = x + self.attn(self.norm0(x), packing)
-        return x + self.mlp(self.norm1(x))
+    def forward(self, x: torch.Tensor, packing: Packing) -> None:
+        x += self.attn(self.norm0(x), packing)
+        for part in x.split(passes.FEED_PATCHES):
+            part += self.mlp(self.norm1(part))
 
 
 class Encoder(nn.Module):
@@ -208,11 +201,11 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(vision, quant, f"{prefix}.blocks.{i}") for i in range(vision.num_hidden_layers)
         )
-        self.final_layernorm = nn.LayerNorm(vision.hidden_size, eps=LAYER_NORM_EPS)
+        self.final_layernorm = Norm(vision.hidden_size)
 
     def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         for block in self.blocks:
-            x = block(x, packing)
+            block(x, packing)
         return self.final_layernorm(x)
 
 
@@ -229,24 +222,39 @@ class MoonViT(nn.Module):
         self.head_dim = vision.head_dim
         self.patch_embed = PatchEmbedding(vision, image)
         self.encoder = Encoder(vision, quant, f"{prefix}.encoder")
+        cpu_products.widen(self)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.encoder.final_layernorm.weight.dtype
 
     def forward(self, patches: torch.Tensor, grid_hws: torch.Tensor) -> torch.Tensor:
-        """patches (sum(h*w), 3, p, p) uint8, grid_hws (images, 2) on the host -> (tokens, merge, hidden)."""
-        grids = [Grid(height, width) for height, width in grid_hws.tolist()]
-        packing = Packing(grids, self.head_dim, patches.device)
-        x = self.patch_embed(patches, grids).to(self.dtype)
-        return self.merge(self.encoder(x, packing), grids)
+        """patches (sum(h*w), 3, p, p) uint8, grid_hws (images, 2) on the host -> (tokens, merge, hidden).
 
-    def merge(self, x: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
-        """(sum(h*w), hidden) -> (sum(h*w)/merge, merge, hidden): tokens in raster order, sub-patches row by row."""
-        kh, kw = self.merge_kernel_size
+        In passes: what is held beside the input and the result does not grow with the number of images.
+        """
+        grids = [Grid(height, width) for height, width in grid_hws.tolist()]
+        merge, hidden = math.prod(self.merge_kernel_size), self.config.hidden_size
+        tokens = patches.new_empty((len(patches) // merge, merge, hidden), dtype=self.dtype)
         lengths = [grid.num_patches for grid in grids]
-        merged = []
-        for part, grid in zip(x.split(lengths), grids, strict=True):
-            cells = part.view(grid.height // kh, kh, grid.width // kw, kw, -1)
-            merged.append(cells.permute(0, 2, 1, 3, 4).reshape(-1, kh * kw, x.shape[-1]))
-        return torch.cat(merged)
+        parts, places = patches.split(lengths), tokens.split([length // merge for length in lengths])
+        most = passes.CPU_PATCHES if patches.device.type == "cpu" else passes.PATCHES
+        for chosen in passes.passes(grids, most):
+            self._see([parts[n] for n in chosen], [grids[n] for n in chosen], [places[n] for n in chosen])
+        return tokens
+
+    def _see(self, parts: Sequence[torch.Tensor], grids: Sequence[Grid], places: Sequence[torch.Tensor]) -> None:
+        """Patches of one pass's images -> their tokens, written to their places."""
+        patches = parts[0] if len(parts) == 1 else torch.cat(parts)
+        packing = Packing(grids, self.head_dim, patches.device)
+        x = self.patch_embed(patches, grids).to(cpu_products.dtype_for(patches.device, self.dtype))
+        features = self.encoder(x, packing).split([grid.num_patches for grid in grids])
+        for rows, grid, tokens in zip(features, grids, places, strict=True):
+            self._merge(rows, grid, tokens)
+
+    def _merge(self, rows: torch.Tensor, grid: Grid, tokens: torch.Tensor) -> None:
+        """Write (h*w, hidden) as (h*w/merge, merge, hidden): tokens in raster order, sub-patches row by row."""
+        kh, kw = self.merge_kernel_size
+        down, across = grid.height // kh, grid.width // kw
+        cells = rows.view(down, kh, across, kw, -1).transpose(1, 2)  # (down, across, kh, kw, hidden)
+        tokens.view(down, across, kh, kw, -1).copy_(cells)

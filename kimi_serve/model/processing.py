@@ -2,11 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature
@@ -26,7 +24,7 @@ from vllm.multimodal.processing import (
 from kimi_serve.errors import ImageError
 from kimi_serve.inputs.config import ImageConfig, parse_image_config
 from kimi_serve.inputs.geometry import Geometry
-from kimi_serve.inputs.image_processor import ImagePatches, ImageProcessor
+from kimi_serve.inputs.image_processor import ImageProcessor
 
 MAX_IMAGES = 512  # a prompt; more do not fit 131,072 tokens at a useful size
 
@@ -101,11 +99,12 @@ class KimiVLMultiModalProcessor(BaseMultiModalProcessor[KimiVLProcessingInfo]):
             raise ImageError(f"mm_processor_kwargs: {sorted(hf_kwargs)} are not supported; image settings are fixed")
         images = hf_data["images"]
         assert isinstance(images, Sequence)
-        processed = _process_all(self.info.image_processor, images)
+        # vLLM prepares one request at a time, so that these are all the threads there are.
+        packed = self.info.image_processor.all(images, threads=len(os.sched_getaffinity(0)))
         return BatchFeature(
             {
-                "pixel_values": torch.from_numpy(np.concatenate([item.patches for item in processed])),
-                "image_grid_hws": torch.tensor([(item.grid.height, item.grid.width) for item in processed]),
+                "pixel_values": torch.from_numpy(packed.patches),
+                "image_grid_hws": torch.tensor([(grid.height, grid.width) for grid in packed.grids]),
             }
         )
 
@@ -131,11 +130,3 @@ class KimiVLMultiModalProcessor(BaseMultiModalProcessor[KimiVLProcessingInfo]):
             return [token] * self.info.geometry.num_tokens(size.width, size.height)
 
         return [PromptReplacement(modality="image", target=[token], replacement=placeholder_run)]
-
-
-def _process_all(processor: ImageProcessor, images: Sequence[Image.Image]) -> list[ImagePatches]:
-    """Images side by side: PIL and numpy release the interpreter lock while they work on pixels."""
-    if len(images) == 1:
-        return [processor(images[0])]
-    with ThreadPoolExecutor(max_workers=min(len(images), os.cpu_count() or 1)) as pool:
-        return list(pool.map(processor, images))

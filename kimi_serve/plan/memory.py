@@ -4,10 +4,12 @@ Everything but ALLOWANCE is derived: from the tensors that model/ and vLLM's lay
 bfloat16 and without compilation. The peak is the largest of four moments that never coincide.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kimi_serve.inputs import passes
 from kimi_serve.inputs.config import ModelConfig, TextConfig, VisionConfig
 from kimi_serve.launch import sizes
 from kimi_serve.launch.footprint import Footprint
@@ -74,9 +76,10 @@ def moments(model: ModelConfig, footprint: Footprint, service: Service) -> Seque
     """Bytes that are alive at each peak of a step, and its name."""
     text, ranks = model.text, service.ranks
     step = service.step_tokens * stream_bytes(text)
-    patches = service.encoder_tokens(footprint) * model.vision.merge_kernel_size[0] * model.vision.merge_kernel_size[1]
+    merge = math.prod(model.vision.merge_kernel_size)
+    patches, largest = merge * service.encoder_tokens(footprint), merge * footprint.max_image_tokens
     return (
-        (patches * patch_bytes(model.vision, ranks), f"the tower on {patches} patches"),
+        (tower_bytes(model.vision, patches, largest, ranks), f"the tower on {patches} patches"),
         (step + service.step_tokens * expert_bytes(text, ranks), f"the experts on {service.step_tokens} tokens"),
         (
             step + service.step_tokens * query_bytes(text, ranks) + rows(service) * expanded_bytes(text, ranks),
@@ -90,21 +93,25 @@ def moments(model: ModelConfig, footprint: Footprint, service: Service) -> Seque
 SAMPLED_BYTES = 2 + 4 + 4 + 4
 
 
-def patch_bytes(vision: VisionConfig, ranks: int) -> int:
-    """Of one patch in the tower: pixels and angles all along, and the larger of a block's two halves or the embedding.
+def tower_bytes(vision: VisionConfig, patches: int, largest: int, ranks: int) -> int:
+    """Of so many patches in the tower, of which a pass takes its most, or one image's: `largest`.
 
-    Blocks run beside what the first was given. Attention peaks while keys are rotated: input, its norm, q, k and v, the
-    rotated q, and six float32 halves. The feed-forward peaks when it returns: input, norm, output, and its inner width
-    before and after GELU. The embedding holds float32: the projection, the position's, and their sum, over four times
-    the pixels.
+    Pixels and result are there for all, the rest for one pass: its pixels side by side, its turns, what its blocks
+    change, and the larger of a block's two halves or the embedding. Attention peaks while keys turn: norm, q, k and v,
+    the turned q, and the keys in float32 before and after. The feed-forward takes some patches at a time and peaks when
+    it returns: norm, output, and its inner width before and after GELU. The embedding holds float32: four times the
+    pixels and the projection, then that and its rounding.
     """
-    hidden, mlp = vision.hidden_size, vision.intermediate_size // ranks
-    share = hidden // ranks
+    at_once = min(patches, max(passes.PATCHES, largest))
+    fed = min(at_once, passes.FEED_PATCHES)
+    hidden, share, mlp = vision.hidden_size, vision.hidden_size // ranks, vision.intermediate_size // ranks
     pixels = 3 * vision.patch_size**2
-    attention = 3 * 2 * hidden + 2 * 3 * share + 2 * share + 6 * 4 * share // 2
-    feed_forward = 4 * 2 * hidden + 2 * 2 * mlp
-    embedding = max(4 * pixels + 4 * hidden, 3 * 4 * hidden)
-    return pixels + 4 * vision.head_dim + max(attention, feed_forward, embedding)
+    stream = 2 * hidden
+    attention = at_once * (stream + 2 * hidden + 2 * 3 * share + 2 * share + 2 * 4 * share)
+    feed_forward = at_once * stream + fed * (2 * 2 * hidden + 2 * 2 * mlp)
+    embedding = at_once * max(4 * pixels + 4 * hidden, 4 * hidden + 2 * hidden)
+    constant = patches * (pixels + 2 * hidden) + at_once * (pixels + 4 * vision.head_dim)
+    return constant + max(attention, feed_forward, embedding)
 
 
 def stream_bytes(text: TextConfig) -> int:

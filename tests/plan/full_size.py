@@ -1,9 +1,9 @@
 """What vLLM itself says of the full-size model's memory, built without any. A process of its own: vLLM keeps state.
 
-python -m tests.plan.full_size CHECKPOINT RANKS IMAGES   (a folder of configuration and tokenizer files; no weights)
+python -m tests.plan.full_size CHECKPOINT RANKS IMAGES...   (a folder of configuration and tokenizer files; no weights)
 
 Prints a JSON line: bytes of parameters on one rank, bytes of cache a token, rows of context that a prefill expands, and
-the most bytes that tower and projector hold for IMAGES pictures of 448 x 448 pixels, beside their parameters.
+the most bytes that tower and projector hold for each number of pictures of 448 x 448 pixels, beside their parameters.
 """
 
 import json
@@ -26,7 +26,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 SIDE, PATCH = 32, 14  # of one picture, in patches; of one patch, in pixels
 
 
-def main(checkpoint: str, ranks: int, images: int) -> None:
+def main(checkpoint: str, ranks: int, images: list[int]) -> None:
     config = EngineArgs(
         checkpoint, dtype="bfloat16", max_model_len=131_072, enforce_eager=True, tensor_parallel_size=ranks
     ).create_engine_config()
@@ -44,7 +44,7 @@ def main(checkpoint: str, ranks: int, images: int) -> None:
                     "parameter_bytes": sum(parameter.nbytes for parameter in model.parameters()),
                     "cache_bytes_a_token": sum(spec.page_size_bytes / spec.block_size for spec in specs),
                     "context_rows": MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size(config),
-                    "tower_peak": tower_peak(model, images) if images else None,
+                    "tower_peaks": {number: tower_peak(model, number) for number in images},
                 }
             )
         )
@@ -79,6 +79,7 @@ def tower_peak(model: Any, images: int) -> int:
     for layer in model.modules():
         if hasattr(layer, "quant_method"):
             layer.cpu_linear = torch.nn.functional.linear  # vLLM's own choice among products comes with real weights
+    model.vision_tower.patch_embed.pos_emb.forget()
     live = Live()
     with torch.no_grad(), live:
         model.embed_multimodal(pixel_values=pixels, image_grid_hws=grids)
@@ -116,4 +117,4 @@ class Live(TorchDispatchMode):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), [int(number) for number in sys.argv[3:]])

@@ -17,7 +17,8 @@ from tests.vllm_host import Host
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint"
-IMAGES, PATCHES = 8, 8 * 32 * 32
+IMAGES = (8, 40, 80)  # one pass of the tower, three, and five
+PATCHES = 32 * 32  # of one
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -33,8 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, vllm_host: Host) -> Built:
 
     def build(ranks: int = 1, *, expanded: bool = False) -> dict[str, Any]:
         if (ranks, expanded) not in said:
-            images = IMAGES if ranks == 1 and not expanded else 0
-            arguments = (str(folder), str(ranks), str(images))
+            arguments = (str(folder), str(ranks), *(map(str, IMAGES) if ranks == 1 and not expanded else ()))
             environment = {"VLLM_MLA_DISABLE": str(int(expanded))}
             ran = vllm_host.run("-m", "tests.plan.full_size", *arguments, timeout=560, **environment)
             assert ran.status == 0, ran.stderr[-4000:]
@@ -63,12 +63,12 @@ def test_a_prefill_reads_the_planned_rows_of_context(built: Built) -> None:
     assert built()["context_rows"] == memory.rows(Service(context=131_072, sequences=256))
 
 
-def test_the_tower_holds_the_planned_bytes(built: Built) -> None:
+@pytest.mark.parametrize("images", IMAGES)
+def test_the_tower_holds_the_planned_bytes(built: Built, images: int) -> None:
     """The pictures have one size, so one stretched table of positions is kept; the plan counts these apart."""
     vision = subject.published("instruct").checkpoint.model.vision
-    table = 4 * PATCHES // IMAGES * vision.hidden_size
-    planned = PATCHES * memory.patch_bytes(vision, 1) + table
-    assert planned <= built()["tower_peak"] < planned + 4096  # where the pictures begin and end
+    planned = memory.tower_bytes(vision, images * PATCHES, PATCHES, 1) + 4 * PATCHES * vision.hidden_size
+    assert planned <= built()["tower_peaks"][str(images)] < planned + 4096  # where the pictures begin and end
 
 
 def test_the_limit_of_pictures_is_the_engines(vllm_host: Host) -> None:

@@ -138,14 +138,13 @@ def test_everything_but_the_allowance_is_derived(make_plan: MakePlan) -> None:
     assert [part.name for part in parts if part.kind == "allowance"] == ["allowance"]
 
 
-def test_pictures_of_a_step_decide_the_peak_of_large_steps(make_plan: MakePlan) -> None:
-    """A step of four times the tokens holds four times the patches; the rows of context stay."""
+def test_more_pictures_a_step_cost_their_pixels_and_features(make_plan: MakePlan) -> None:
+    """A pass of the tower is full with half a step's patches, so that four steps' patches hold no more at once."""
     model, needs = subject.published("instruct").checkpoint.model, make_plan().footprint
     service = Service(context=131_072, sequences=256)
-    moments = memory.moments(model, needs, service)
-    larger = memory.moments(model, needs, replace(service, step_tokens=4 * service.step_tokens))
-    assert larger[0][0] == 4 * moments[0][0]
-    assert max(larger)[1].startswith("the tower")
+    larger = replace(service, step_tokens=4 * service.step_tokens)
+    moments = [memory.moments(model, needs, each)[0][0] for each in (service, larger)]
+    assert moments[1] - moments[0] == 4 * (larger.step_tokens - service.step_tokens) * (3 * 14 * 14 + 2 * 1152)
 
 
 ENVIRONMENTS = [{}, {"VLLM_MLA_DISABLE": "1"}, {"VLLM_CPU_KVCACHE_SPACE": "3"}]
