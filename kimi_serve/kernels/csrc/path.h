@@ -15,7 +15,7 @@ constexpr int kFloatBlock = 8;   // the same for float activations
 struct Rows {
     int format;
     int scale_dtype;
-    int64_t group;    // columns a scale; int8 and bf16: all columns
+    int64_t group;    // columns a scale; others: all columns
     int64_t columns;
     int64_t count;
     const uint8_t* data;

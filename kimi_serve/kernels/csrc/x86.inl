@@ -139,14 +139,16 @@ void widen(const Rows& rows, int64_t r, int64_t k, float* out) {
         widen_int4(data + k / 2, scale_at(rows.scales, rows.scale_dtype, r * rows.groups + k / rows.group), out);
         return;
     }
-    const int64_t width = rows.format == KIMI_BF16 ? 2 : 1;
-    alignas(32) uint8_t rest[64] = {};
+    const int64_t width = rows.format == KIMI_F32 ? 4 : rows.format == KIMI_BF16 ? 2 : 1;
+    alignas(32) uint8_t rest[128] = {};
     const uint8_t* from = data + width * k;
     if (left < 32) {
         std::memcpy(rest, from, static_cast<size_t>(width * left));
         from = rest;
     }
-    if (rows.format == KIMI_BF16)
+    if (rows.format == KIMI_F32)
+        std::memcpy(out, from, 128);
+    else if (rows.format == KIMI_BF16)
         widen_bf16(from, out);
     else
         widen_int8(from, scale_at(rows.scales, rows.scale_dtype, r), out);
