@@ -16,6 +16,7 @@ from tests.kernels.reference import Array, Matrix, U, Value, gamma
 LANES = 16
 # Beside the chain: eps and the mean's division 3, the root, its inverse and two products.
 AROUND = 12
+LEAST_TOTAL = 1e-20  # of the chosen scores: far below it they are zeros in float32, and their shares no numbers
 ROUTE_ROUNDINGS = 8  # sigmoid's exp within a unit in the last place, a sum and a division, with room
 
 
@@ -106,12 +107,16 @@ class Choices:
 
 
 def choose(x: Array, router: Array, bias: Array | None, top_k: int, *, renormalize: bool) -> Choices:
-    """The router's products as `float_product` bounds them; sigmoid's slope is at most 1/4."""
+    """The router's products as `float_product` bounds them.
+
+    The slope of sigmoid's logarithm is at most 1: a logit off by E moves its score by at most a factor of exp(E).
+    """
     logits = reference.float_product(
         Value(x.astype(np.float64), np.zeros(x.shape)), Matrix(router, np.ones((len(router), 1)))
     )
-    scores = 1 / (1 + np.exp(-logits.value))
-    off = logits.error / 4 + ROUTE_ROUNDINGS * U * scores
+    with np.errstate(over="ignore"):
+        scores = 1 / (1 + np.exp(-logits.value))
+    off = scores * np.expm1(logits.error) + ROUTE_ROUNDINGS * U * scores + reference.TINY
     choice = scores if bias is None else scores + bias
     doubt = off + U * np.abs(choice)
     ids = np.argsort(-choice, axis=-1, kind="stable")[:, :top_k]
@@ -120,12 +125,14 @@ def choose(x: Array, router: Array, bias: Array | None, top_k: int, *, renormali
     least = np.where(chosen, choice - doubt, np.inf).min(-1)
     others = np.where(chosen, -np.inf, choice + doubt).max(-1)
     weights, error = np.take_along_axis(scores, ids, -1), np.take_along_axis(off, ids, -1)
+    total, moved = weights.sum(-1, keepdims=True), error.sum(-1, keepdims=True)
+    clear = (least > others) & (total > LEAST_TOTAL)[:, 0]
     if renormalize:
-        total, moved = weights.sum(-1, keepdims=True), error.sum(-1, keepdims=True)
+        total = np.maximum(total, LEAST_TOTAL)
         shares = weights / total
         error = (error + shares * moved) / (total - moved)
         weights, error = shares, error + gamma(top_k + 2) * (shares + error)
-    return Choices(ids, Value(weights, error), least > others)
+    return Choices(ids, Value(weights, error), clear)
 
 
 def sparse(
