@@ -28,7 +28,7 @@ def dtype_of(name: str, tensor: Tensor) -> int:
 
 
 def columns_of(weight: Tensor) -> int:
-    return weight.shape[-1] * VALUES_A_WORD.get(weight.dtype, 1)
+    return int(weight.shape[-1] * VALUES_A_WORD.get(weight.dtype, 1))
 
 
 def check_width(x: Tensor, columns: int) -> None:
