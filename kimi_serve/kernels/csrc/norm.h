@@ -8,11 +8,6 @@ namespace kimi {
 
 constexpr int64_t kFewTokens = 32;  // waking threads takes longer than their norms or turns
 
-inline float value_of(float value) { return value; }
-inline float value_of(uint16_t bits) { return from_bf16(bits); }
-inline void put(float* to, float value) { *to = value; }
-inline void put(uint16_t* to, float value) { *to = to_bf16(value); }
-
 // y = s / sqrt(mean(s^2) + eps) * weight with s = x + residual, or x where there is none; in float32, rounded once.
 template <typename T>
 void normalize(const T* x, const T* residual, const T* weight, int64_t columns, float eps, T* y, T* sum) {

@@ -82,7 +82,10 @@ inline float scale_at(const void* scales, int dtype, int64_t index) {
                                   : static_cast<const float*>(scales)[index];
 }
 
-inline float value_at(const void* x, int dtype, int64_t index) { return scale_at(x, dtype, index); }
+inline float value_of(float value) { return value; }
+inline float value_of(uint16_t bits) { return from_bf16(bits); }
+inline void put(float* to, float value) { *to = value; }
+inline void put(uint16_t* to, float value) { *to = to_bf16(value); }
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
