@@ -1,8 +1,8 @@
 """A decoder layer on a CPU in a few calls of our kernels. Knows vLLM's modules; never how a product is made.
 
-What vLLM does between the products of a token (views, copies, casts, and Python around each) takes a CPU as long as
-half of the products. So attention's inputs are one call and a feed-forward is one call; the modules stay what they are,
-vLLM's, and hold the weights. A layer whose matrices are not all in one form runs as elsewhere.
+What lies between the products of a token (views, copies, casts, and Python around each) took a third of its time
+(benchmarks/LOG.md). So attention's inputs are one call and a feed-forward is one call; the modules stay vLLM's and hold
+the weights. A part of a layer whose matrices are not all in one form runs as elsewhere.
 """
 
 import torch
