@@ -16,7 +16,7 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,14 @@ from benchmarks.served_engine import Engine
 from kimi_serve.inputs.config import TextConfig, load_checkpoint
 
 TOKENS = 24
-LINEAR, EXPERTS = "kimi_serve::linear", "kimi_serve::experts"
+LINEAR, SPARSE = "kimi_serve::linear", "kimi_serve::sparse"
+PARTS = {
+    SPARSE: "router and experts",
+    "kimi_serve::mlp": "dense layer",
+    "kimi_serve::latent": "queries, keys and values",
+    "kimi_serve::norm": "norms",
+    "kimi_serve::add_norm": "norms",
+}
 OTHERS = 12  # operators named one by one
 
 
@@ -53,9 +60,9 @@ def profile(checkpoint: Path, folder: Path, batch: int, flags: Sequence[str]) ->
         engine.decode(0, batch, TOKENS)
         engine.post("/stop_profile")
     for path in sorted(set(folder.glob("*.trace.json.gz")) - before):
-        if any(event.name == EXPERTS for event in events(path)):
+        if any(event.name == SPARSE for event in events(path)):
             return path
-    raise SystemExit(f"{folder}: no trace holds {EXPERTS}")
+    raise SystemExit(f"{folder}: no trace holds {SPARSE}")
 
 
 def events(path: Path) -> list[Event]:
@@ -63,7 +70,7 @@ def events(path: Path) -> list[Event]:
     with gzip.open(path) as file:
         found = json.load(file)["traceEvents"]
     operators = [each for each in found if each.get("ph") == "X" and each.get("cat") == "cpu_op"]
-    threads = Counter(each["tid"] for each in operators if each["name"] == EXPERTS)
+    threads = Counter(each["tid"] for each in operators if each["name"] == SPARSE)
     if not threads:
         return []
     [(thread, _)] = threads.most_common(1)
@@ -101,30 +108,12 @@ def steps(found: Sequence[Event], text: TextConfig) -> list[Event]:
     return [event for event in found if bounds[0] <= event.begin and event.end <= bounds[-1]]
 
 
-def linears(text: TextConfig) -> Mapping[int, str]:
-    """Outputs -> which linear it is; those back to the hidden size are told apart by inputs."""
-    shared = text.moe_intermediate_size * text.n_shared_experts
-    return {
-        text.vocab_size: "lm_head",
-        text.num_attention_heads * text.qk_head_dim: "q_proj",
-        text.kv_lora_rank + text.qk_rope_head_dim: "kv_a_proj",
-        text.num_attention_heads * (text.qk_nope_head_dim + text.v_head_dim): "kv_b_proj",
-        2 * shared: "shared experts",
-        2 * text.intermediate_size: "dense layer",
-    }
-
-
 def part(event: Event, text: TextConfig) -> str:
-    if event.name == EXPERTS:
-        return "routed experts"
-    if event.name != LINEAR:
-        return "attention over the cache" if "attention" in event.name or "attn" in event.name else event.name
-    inputs, outputs = event.shapes[0][1], event.shapes[1][0]
-    downs = {
-        text.moe_intermediate_size * text.n_shared_experts: "shared experts",
-        text.intermediate_size: "dense layer",
-    }
-    return linears(text).get(outputs) or downs.get(inputs, "o_proj")
+    if event.name == LINEAR:
+        return "lm_head" if event.shapes[1][0] == text.vocab_size else "o_proj"
+    if "attention" in event.name or "attn" in event.name:
+        return "attention over the cache"
+    return PARTS.get(event.name, event.name)
 
 
 def table(found: Sequence[Event], text: TextConfig) -> str:

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from kimi_serve.errors import KernelError
 
-ABI = 2
+ABI = 3
 NAME = "_library"
 FOLDER = Path(__file__).resolve().parent
-LINEAR = struct.Struct("=12q")  # kimi_linear_call
-EXPERTS = struct.Struct("=19q")  # kimi_experts_call
+LINEAR = struct.Struct("=15q")  # kimi_linear_call
+EXPERTS = struct.Struct("=12qd8q")  # kimi_experts_call
 ROUTE = struct.Struct("=8q")  # kimi_route_call
+SPARSE = struct.Struct("=3q12qd8q12qd8q")  # kimi_sparse_call
+NORM = struct.Struct("=3qd5q")  # kimi_norm_call
+LATENT = struct.Struct("=8qd31q")  # kimi_latent_call
 
 MEANINGS = {
     1: "the weights' format is not known, or this format needs float activations",
@@ -29,6 +32,7 @@ MEANINGS = {
     5: "no memory for the workspace",
     6: "this CPU cannot run that path",
     7: "a token goes to at least one expert and at most all of them; there are at most 1024",
+    8: "a position is negative or past the last one that the rotary embedding knows",
 }
 
 
@@ -40,11 +44,20 @@ class Library:
     def linear(self, *fields: int) -> None:
         check(self.handle.kimi_linear(LINEAR.pack(*fields)))
 
-    def experts(self, *fields: int) -> None:
+    def experts(self, *fields: float) -> None:
         check(self.handle.kimi_experts(EXPERTS.pack(*fields)))
 
     def route(self, *fields: int) -> None:
         check(self.handle.kimi_route(ROUTE.pack(*fields)))
+
+    def sparse(self, *fields: float) -> None:
+        check(self.handle.kimi_sparse(SPARSE.pack(*fields)))
+
+    def norm(self, *fields: float) -> None:
+        check(self.handle.kimi_norm(NORM.pack(*fields)))
+
+    def latent(self, *fields: float) -> None:
+        check(self.handle.kimi_latent(LATENT.pack(*fields)))
 
     def gate(self, gate: int, up: int, count: int) -> None:
         check(self.handle.kimi_gate(gate, up, count))
@@ -120,9 +133,8 @@ def open_library(path: Path) -> Library:
         raise KernelError(
             f"kernels: {path} has interface {handle.kimi_abi()} and this package needs {ABI}; install kimi_serve again"
         )
-    _declare(handle.kimi_linear, ctypes.c_int, ctypes.c_char_p)
-    _declare(handle.kimi_experts, ctypes.c_int, ctypes.c_char_p)
-    _declare(handle.kimi_route, ctypes.c_int, ctypes.c_char_p)
+    for name in ("linear", "experts", "route", "sparse", "norm", "latent"):
+        _declare(getattr(handle, f"kimi_{name}"), ctypes.c_int, ctypes.c_char_p)
     _declare(handle.kimi_gate, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     _declare(handle.kimi_read_seconds, ctypes.c_double, ctypes.c_void_p, ctypes.c_int64)
     _declare(handle.kimi_threads, ctypes.c_int)

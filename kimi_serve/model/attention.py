@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.mla import MLAModules, MultiHeadLatentAttentionWrapper
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
 from kimi_serve.inputs.config import TextConfig
+from kimi_serve.model.norm import norm
 
 # The published code builds this norm without its eps argument, so it alone runs with the class default.
 KV_NORM_EPS = 1e-6
@@ -60,7 +60,7 @@ class LatentProjections(nn.Module):
             quant_config=quant,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
         )
-        self.kv_a_layernorm = RMSNorm(text.kv_lora_rank, eps=KV_NORM_EPS)
+        self.kv_a_layernorm = norm(text.kv_lora_rank, KV_NORM_EPS)
         self.kv_b_proj = ColumnParallelLinear(
             text.kv_lora_rank,
             heads * (text.qk_nope_head_dim + text.v_head_dim),
@@ -135,6 +135,10 @@ class ExpandedAttention(LatentProjections):
         )
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.attn(*self.inputs(positions, x)))
+
+    def inputs(self, positions: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x (tokens, hidden) -> queries, keys and values, each (tokens, heads * qk_head_dim)."""
         text, heads = self.text, self.local_heads
         q, _ = self.q_proj(x)
         q = q.view(-1, heads, text.qk_head_dim)
@@ -149,6 +153,10 @@ class ExpandedAttention(LatentProjections):
         q = torch.cat([q_nope, q_rope], dim=-1)  # (tokens, heads, qk_head_dim)
         k = torch.cat([k_nope, k_rope.expand(-1, heads, -1)], dim=-1)
         v = F.pad(v, (0, text.qk_head_dim - text.v_head_dim))  # paged caches hold keys and values of one width
-        out = self.attn(q.flatten(1), k.flatten(1), v.flatten(1)).view(-1, heads, text.qk_head_dim)
-        out, _ = self.o_proj(out[..., : text.v_head_dim].flatten(1))
+        return q.flatten(1), k.flatten(1), v.flatten(1)
+
+    def output(self, heads: torch.Tensor) -> torch.Tensor:
+        """(tokens, heads * qk_head_dim), padded as the values are -> (tokens, hidden)."""
+        out = heads.view(-1, self.local_heads, self.text.qk_head_dim)[..., : self.text.v_head_dim]
+        out, _ = self.o_proj(out.flatten(1))
         return out

@@ -1,5 +1,6 @@
 """The text decoder: embeddings -> latent attention and experts -> logits. Knows token positions; never sees a pixel."""
 
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -7,7 +8,6 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.utils import PPMissingLayer, make_empty_intermediate_tensors_factory, make_layers
@@ -15,7 +15,28 @@ from vllm.sequence import IntermediateTensors
 
 from kimi_serve.inputs.config import TextConfig
 from kimi_serve.model.attention import ExpandedAttention, LatentAttention
+from kimi_serve.model.cpu_routing import uses_our_kernels
 from kimi_serve.model.moe import DenseMLP, SparseMLP
+from kimi_serve.model.norm import norm
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a layer is made of here."""
+
+    attention: type[LatentAttention | ExpandedAttention]
+    dense: type[DenseMLP]
+    sparse: type[SparseMLP]
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> "Parts":
+        latent = vllm_config.model_config.use_mla
+        if not uses_our_kernels(vllm_config.quant_config):
+            return cls(LatentAttention if latent else ExpandedAttention, DenseMLP, SparseMLP)
+        from kimi_serve.model import cpu_layers  # loads what only a CPU needs
+
+        attention = LatentAttention if latent else cpu_layers.KernelAttention
+        return cls(attention, cpu_layers.KernelMLP, cpu_layers.KernelSparseMLP)
 
 
 class DecoderLayer(nn.Module):
@@ -23,15 +44,15 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, text: TextConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
-        attention = LatentAttention if vllm_config.model_config.use_mla else ExpandedAttention
-        self.self_attn = attention(text, vllm_config, f"{prefix}.self_attn")
+        parts = Parts.of(vllm_config)
+        self.self_attn = parts.attention(text, vllm_config, f"{prefix}.self_attn")
         self.mlp = (
-            SparseMLP(text, vllm_config, f"{prefix}.mlp")
+            parts.sparse(text, vllm_config, f"{prefix}.mlp")
             if text.is_sparse(int(prefix.rsplit(".", 1)[1]))
-            else DenseMLP(text.hidden_size, text.intermediate_size, vllm_config.quant_config, f"{prefix}.mlp")
+            else parts.dense(text.hidden_size, text.intermediate_size, vllm_config.quant_config, f"{prefix}.mlp")
         )
-        self.input_layernorm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        self.input_layernorm = norm(text.hidden_size, text.rms_norm_eps)
+        self.post_attention_layernorm = norm(text.hidden_size, text.rms_norm_eps)
 
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None
@@ -68,7 +89,7 @@ class Decoder(nn.Module):
             lambda prefix: DecoderLayer(text, vllm_config, prefix),
             prefix=f"{prefix}.layers",
         )
-        self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps) if stage.is_last_rank else PPMissingLayer()
+        self.norm = norm(text.hidden_size, text.rms_norm_eps) if stage.is_last_rank else PPMissingLayer()
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
             ["hidden_states", "residual"], text.hidden_size
         )

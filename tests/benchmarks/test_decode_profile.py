@@ -1,4 +1,4 @@
-"""How a trace becomes a table: own times, and which linear a call is."""
+"""How a trace becomes a table: own times, and which part of a layer a call is."""
 
 import gzip
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import random_checkpoint
-from benchmarks.decode_profile import EXPERTS, LINEAR, Event, events, own_times, part, steps, table
+from benchmarks.decode_profile import LINEAR, SPARSE, Event, events, own_times, part, steps, table
 from kimi_serve.inputs.config import TextConfig, parse_model_config
 
 
@@ -25,19 +25,17 @@ def test_an_operators_own_time_leaves_out_what_it_calls() -> None:
     assert {event.name: own for event, own in own_times(nested)} == {"outer": 7, "inner": 2, "leaf": 1, "next": 2}
 
 
-def test_every_linear_of_the_published_shapes_has_its_own_name(text: TextConfig) -> None:
-    names = {
-        (2048, 3072): "q_proj",
-        (2048, 576): "kv_a_proj",
-        (512, 4096): "kv_b_proj",
-        (2048, 2048): "o_proj",
-        (2048, 5632): "shared experts",
-        (2816, 2048): "shared experts",
-        (2048, 22528): "dense layer",
-        (11264, 2048): "dense layer",
-        (2048, 163840): "lm_head",
-    }
-    assert {shape: part(linear(*shape), text) for shape in names} == names
+def test_parts_have_names_of_their_own(text: TextConfig) -> None:
+    assert part(linear(2048, 163840), text) == "lm_head"
+    assert part(linear(2048, 2048), text) == "o_proj"
+    names = ["kimi_serve::latent", SPARSE, "kimi_serve::add_norm", "vllm::unified_attention_with_output", "aten::view"]
+    assert [part(Event(name, 0, 1, ()), text) for name in names] == [
+        "queries, keys and values",
+        "router and experts",
+        "norms",
+        "attention over the cache",
+        "aten::view",
+    ]
 
 
 def test_steps_of_another_batch_do_not_count(text: TextConfig) -> None:
@@ -60,9 +58,9 @@ def test_the_table_is_of_the_thread_that_computes(tmp_path: Path, text: TextConf
 
     head = [[1, 2048], [text.vocab_size, 256]]
     trace = [told(LINEAR, 1, at, head) for at in (0, 2000, 4000)]
-    trace += [told(EXPERTS, 1, at, [[1, 2048]]) for at in (1000, 3000)] + [told("aten::add", 2, 1500, [])]
+    trace += [told(SPARSE, 1, at, [[1, 2048]]) for at in (1000, 3000)] + [told("aten::add", 2, 1500, [])]
     with gzip.open(tmp_path / "trace.json.gz", "wt") as file:
         json.dump({"traceEvents": trace}, file)
     lines = table(events(tmp_path / "trace.json.gz"), text).splitlines()
-    assert "| routed experts | 0.50 | 28.6% | 1 |" in lines
+    assert "| router and experts | 0.50 | 28.6% | 1 |" in lines
     assert not any("aten::add" in line for line in lines)

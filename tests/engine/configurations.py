@@ -25,6 +25,7 @@ class Configuration:
     expanded: bool = False
     in_tree: bool = False  # vLLM's own class of the same architecture
     quantized: tuple[str, ...] = ()  # what `kimi-serve quantize` is asked for; none: the checkpoint as it is
+    plain: str = ""  # with int4: linears whose names match are bfloat16 again
     exact: bool = False  # with int4: activations stay float
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -57,6 +58,8 @@ _TRACED = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": 
 
 _INT4 = ("--scheme", "int4", "--lm-head")
 _INT8 = ("--scheme", "int8", "--lm-head")
+# A product of the dense layer, of an attention, and of shared experts: each makes its part of a layer a mixed one.
+_PLAIN = r"^language_model\.model\.layers\.(0\.mlp\.down_proj|1\.self_attn\.q_proj|2\.mlp\.shared_experts\..*_proj)$"
 
 CONFIGURATIONS = {
     configuration.name: configuration
@@ -74,6 +77,9 @@ CONFIGURATIONS = {
             options=_LATENT | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
         ),
         Configuration("int4-exact", ("forced",), quantized=_INT4, exact=True, expanded=True, options=_WHOLE),
+        Configuration(
+            "int4-mixed", ("forced",), quantized=_INT4, plain=_PLAIN, exact=True, expanded=True, options=_WHOLE
+        ),
         Configuration("int4", ("forced",), quantized=(*_INT4, "--tower"), expanded=True, options=_WHOLE),
         Configuration("int8", ("forced",), quantized=(*_INT8, "--tower"), expanded=True, options=_WHOLE),
         Configuration("in-tree", ("forced", "batch"), in_tree=True, options=_LATENT | _NATIVE_ROPE),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine import mixed
 from tests.engine.configurations import CONFIGURATIONS, SHARED
 from tests.engine.golden import PACK, Arrays
 from tests.vllm_host import Host
@@ -29,14 +30,20 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A configuration's checkpoint."""
     made: dict[tuple[str, ...], Path] = {(): golden_checkpoint}
+    folder = tmp_path_factory.mktemp("quantized")
 
     def make(name: str) -> Path:
-        asked = CONFIGURATIONS[name].quantized
+        configuration = CONFIGURATIONS[name]
+        asked = configuration.quantized
         if asked not in made:
-            made[asked] = tmp_path_factory.mktemp("quantized") / name
+            made[asked] = folder / f"{len(made)}"
             command = [sys.executable, "-m", "kimi_serve.cli", "quantize", golden_checkpoint, made[asked], *asked]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
-        return made[asked]
+        if not configuration.plain:
+            return made[asked]
+        if not (folder / name).exists():
+            mixed.make(made[asked], folder / name, configuration.plain)
+        return folder / name
 
     return make
 

@@ -40,8 +40,12 @@ def expected(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_float_activations_give_the_oracles_logits(name: str, results: RunEngine, expected: Expected) -> None:
-    found, oracle = results("int4-exact"), expected("int4-exact")[name]
+@pytest.mark.parametrize("engine", ["int4-exact", "int4-mixed"])
+def test_float_activations_give_the_oracles_logits(
+    engine: str, name: str, results: RunEngine, expected: Expected
+) -> None:
+    """Where a part of a layer is not all in one form, it runs through vLLM's modules: `int4-mixed` has one of each."""
+    found, oracle = results(engine), expected(engine)[name]
     np.testing.assert_allclose(found[f"forced/{name}/logits"], oracle["logits"], rtol=0, atol=TOLERANCE)
     clear = oracle["margins"] > CLEAR
     assert clear.sum() >= golden.STEPS - 2

@@ -67,6 +67,17 @@ Weights draw_weights(const Form& form, int64_t rows, int64_t columns) {
     return weights;
 }
 
+kimi_matrix matrix(const Form& form, int64_t rows, int64_t columns, const Weights& w) {
+    return {rows, columns, form.format, form.group, form.scale_dtype, form.exact, w.data.data(), w.scales.data()};
+}
+
+kimi_experts_call experts_call(const Form& form, int64_t tokens, int64_t top_k, int64_t count, int64_t hidden,
+                               int64_t between, const Weights& gate_up, const Weights& down, const void* x) {
+    return {tokens, top_k, count, hidden, between, form.format, form.group, form.scale_dtype, form.dtype, form.exact,
+            8, 0, 1.0, x, nullptr, nullptr, gate_up.data.data(), gate_up.scales.data(), down.data.data(),
+            down.scales.data(), nullptr};
+}
+
 float at(const std::vector<uint8_t>& bytes, int64_t dtype, int64_t index) {
     if (dtype == KIMI_FLOAT32) {
         float value;
@@ -119,12 +130,13 @@ void on_every_path(Call call, int64_t rows, int64_t columns, int64_t dtype) {
 void linear() {
     const Form form = draw_form();
     const int64_t columns = columns_of(form, 512), rows = draw(1, 150), tokens = draw(1, 20);
-    const auto x = values(tokens * columns, static_cast<int>(form.dtype), 1.0f, draw(0, 3) == 0);
+    const int64_t heads = columns % 2 ? 1 : 2, width = columns / heads + draw(0, 9);
+    const auto x = values(tokens * heads * width, static_cast<int>(form.dtype), 1.0f, draw(0, 3) == 0);
     const Weights w = draw_weights(form, rows, columns);
     on_every_path(
         [&](void* y) {
-            const kimi_linear_call call = {tokens, columns, rows, form.format, form.group, form.scale_dtype, form.dtype,
-                                           form.exact, x.data(), w.data.data(), w.scales.data(), y};
+            const kimi_linear_call call = {tokens, heads, width, form.dtype, form.dtype, matrix(form, rows, columns, w),
+                                           x.data(), y};
             return kimi_linear(&call);
         },
         tokens, rows, form.dtype);
@@ -143,10 +155,10 @@ void experts() {
     for (auto& weight : routing) weight = std::fabs(normal());
     on_every_path(
         [&](void* out) {
-            const kimi_experts_call call = {tokens, top_k, count, hidden, between, form.format, form.group,
-                                            form.scale_dtype, form.dtype, form.exact, 8, x.data(), ids.data(),
-                                            routing.data(), gate_up.data.data(), gate_up.scales.data(),
-                                            down.data.data(), down.scales.data(), out};
+            kimi_experts_call call = experts_call(form, tokens, top_k, count, hidden, between, gate_up, down, x.data());
+            call.ids = ids.data();
+            call.routing = routing.data();
+            call.out = out;
             return kimi_experts(&call);
         },
         tokens, hidden, form.dtype);
@@ -166,6 +178,63 @@ void route() {
         if (id < 0 || id >= experts) std::exit(1);
 }
 
+void sparse() {
+    const Form form = draw_form();
+    const int64_t hidden = columns_of(form, 256), between = columns_of(form, 200), shared = columns_of(form, 300);
+    const int64_t count = draw(1, 9), top_k = draw(1, count < 4 ? count : 4), tokens = draw(0, 40);
+    const auto x = values(tokens * hidden, static_cast<int>(form.dtype), 1.0f, false);
+    const auto router = values(count * hidden, KIMI_FLOAT32, 1.0f, false);
+    const Weights gate_up = draw_weights(form, count * 2 * between, hidden);
+    const Weights down = draw_weights(form, count * hidden, between);
+    const Weights shared_gate_up = draw_weights(form, 2 * shared, hidden), shared_down = draw_weights(form, hidden, shared);
+    std::vector<uint8_t> out(static_cast<size_t>(tokens * hidden * (form.dtype == KIMI_BFLOAT16 ? 2 : 4)));
+    kimi_sparse_call call = {
+        draw(0, 1), reinterpret_cast<const float*>(router.data()), nullptr,
+        experts_call(form, tokens, 1, 1, hidden, shared, shared_gate_up, shared_down, x.data()),
+        experts_call(form, tokens, top_k, count, hidden, between, gate_up, down, x.data())};
+    call.shared.out = call.routed.out = out.data();
+    for (int path = 0; path < kimi_path_count(); ++path)  // near-ties differ by path: no comparison
+        if (kimi_choose_path(path) == KIMI_OK && kimi_sparse(&call) != KIMI_OK) std::exit(1);
+}
+
+void norm() {
+    const int64_t tokens = draw(0, 50), columns = draw(1, 100), dtype = draw(0, 1);
+    const auto x = values(tokens * columns, static_cast<int>(dtype), 1.0f, true);
+    const auto residual = values(tokens * columns, static_cast<int>(dtype), 1.0f, true);
+    const auto weight = values(columns, static_cast<int>(dtype), 1.0f, false);
+    std::vector<uint8_t> y(x.size()), sum(x.size());
+    const bool adds = draw(0, 1);
+    const kimi_norm_call call = {tokens, columns, dtype, 1e-5, x.data(), adds ? residual.data() : nullptr,
+                                 weight.data(), y.data(), adds ? sum.data() : nullptr};
+    if (kimi_norm(&call) != KIMI_OK) std::exit(1);
+}
+
+void latent() {
+    const Form form = draw_form();
+    const int64_t heads = draw(1, 4), nope = draw(1, 20), rope = 2 * draw(0, 8), value = draw(1, nope + rope);
+    const int64_t hidden = columns_of(form, 256), size = columns_of(form, 200), tokens = draw(1, 40), limit = draw(1, 9);
+    const auto x = values(tokens * hidden, static_cast<int>(form.dtype), 1.0f, draw(0, 3) == 0);
+    const auto turns = values(limit * rope, static_cast<int>(form.dtype), 0.5f, false);
+    const auto scale = values(size, static_cast<int>(form.dtype), 1.0f, false);
+    std::vector<int64_t> positions(static_cast<size_t>(tokens));
+    for (auto& position : positions) position = draw(0, limit - 1);
+    const int64_t width = nope + rope;
+    const Weights q = draw_weights(form, heads * width, hidden), kv_a = draw_weights(form, size + rope, hidden);
+    const Weights kv_b = draw_weights(form, heads * (nope + value), size);
+    const size_t bytes = static_cast<size_t>(tokens * heads * width * (form.dtype == KIMI_BFLOAT16 ? 2 : 4));
+    std::vector<uint8_t> keys(bytes), attended(bytes);
+    on_every_path(
+        [&](void* query) {
+            const kimi_latent_call call = {
+                tokens, heads, nope, rope, value, size, form.dtype, limit, 1e-6, x.data(), positions.data(),
+                turns.data(), scale.data(), matrix(form, heads * width, hidden, q),
+                matrix(form, size + rope, hidden, kv_a), matrix(form, heads * (nope + value), size, kv_b), query,
+                keys.data(), attended.data()};
+            return kimi_latent(&call);
+        },
+        tokens, heads * width, form.dtype);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -174,6 +243,9 @@ int main(int, char** arguments) {
         linear();
         experts();
         route();
+        sparse();
+        norm();
+        latent();
     }
     int usable = 0;
     for (int path = 0; path < kimi_path_count(); ++path) usable += kimi_path_usable(path);

@@ -33,7 +33,7 @@ def test_importing_needs_no_library(tmp_path: Path) -> None:
 def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.cpp").write_text(SOURCE)
     subprocess.run(["g++", "-shared", "-fPIC", "-o", "old.so", "old.cpp"], cwd=tmp_path, check=True)
-    with pytest.raises(KernelError, match="has interface 77 and this package needs 2"):
+    with pytest.raises(KernelError, match="has interface 77 and this package needs 3"):
         library.open_library(tmp_path / "old.so")
 
 

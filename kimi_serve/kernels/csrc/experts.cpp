@@ -75,6 +75,7 @@ struct Experts {
     }
 
     int64_t expert_at(int64_t index) const {
+        if (!call.ids) return 0;
         return call.id_bytes == 8 ? static_cast<const int64_t*>(call.ids)[index]
                                   : static_cast<const int32_t*>(call.ids)[index];
     }
@@ -98,7 +99,7 @@ struct Experts {
         for (int64_t i = first; i < last; ++i) {
             const int64_t expert = expert_at(i);
             if (expert >= 0)
-                pairs[ends[expert]++] = {static_cast<int32_t>(i / call.top_k - start), call.routing[i]};
+                pairs[ends[expert]++] = {static_cast<int32_t>(i / call.top_k - start), call.routing ? call.routing[i] : 1.0f};
         }
         return true;
     }
@@ -203,11 +204,13 @@ struct Experts {
     void store(int64_t token, int64_t first, int64_t count) const {
         const float* from = sums + token * call.hidden + first;
         const int64_t offset = (start + token) * call.hidden + first;
+        const auto scale = static_cast<float>(call.scale);
         if (call.dtype == KIMI_BFLOAT16) {
             auto* to = static_cast<uint16_t*>(call.out) + offset;
-            for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(from[i]);
+            for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(scale * from[i] + (call.adds ? from_bf16(to[i]) : 0.0f));
         } else {
-            std::memcpy(static_cast<float*>(call.out) + offset, from, static_cast<size_t>(count) * 4);
+            auto* to = static_cast<float*>(call.out) + offset;
+            for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i] + (call.adds ? to[i] : 0.0f);
         }
     }
 

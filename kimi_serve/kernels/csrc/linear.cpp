@@ -8,27 +8,45 @@ constexpr int64_t kBlockRows = 64;
 
 struct Linear {
     const kimi_linear_call& call;
+    const kimi_matrix& matrix;
     const Path& path;
     Shape shape;
     Rows rows;
     int64_t panels;
+    char* joined;  // a token's heads side by side, where there is something between them
     Quantized tokens;
     Panels activations;
 
     explicit Linear(const kimi_linear_call& c)
         : call(c),
+          matrix(c.matrix),
           path(chosen_path()),
-          shape{c.columns, c.group, static_cast<int>(c.format), c.exact != 0},
-          rows(make_rows(shape, static_cast<int>(c.scale_dtype), c.weights, c.scales, c.rows)),
+          shape{matrix.columns, matrix.group, static_cast<int>(matrix.format), matrix.exact != 0},
+          rows(make_rows(shape, static_cast<int>(matrix.scale_dtype), matrix.weights, matrix.scales, matrix.rows)),
           panels((c.tokens + kPanelTokens - 1) / kPanelTokens),
+          joined(nullptr),
           tokens{},
           activations{} {}
 
+    int64_t x_bytes() const { return call.dtype == KIMI_BFLOAT16 ? 2 : 4; }
+    bool has_gaps() const { return call.heads * call.head_width != matrix.columns; }
+
     int64_t lay_out(char* base) {
         Layout layout(base);
+        joined = layout.take<char>(has_gaps() ? call.tokens * matrix.columns * x_bytes() : 0);
         tokens.lay_out(layout, shape, call.tokens);
         activations.lay_out(layout, shape, call.tokens, panels);
         return layout.used();
+    }
+
+    const char* token_at(int64_t token) const {
+        const char* from = static_cast<const char*>(call.x) + token * call.heads * call.head_width * x_bytes();
+        if (!has_gaps()) return from;
+        const int64_t run = matrix.columns / call.heads * x_bytes();
+        char* to = joined + token * matrix.columns * x_bytes();
+        for (int64_t head = 0; head < call.heads; ++head)
+            std::memcpy(to + head * run, from + head * call.head_width * x_bytes(), static_cast<size_t>(run));
+        return to;
     }
 
     Panel panel(int64_t index) const {
@@ -42,34 +60,34 @@ struct Linear {
         clear_factors(to, shape);
         for (int t = 0; t < to.tokens; ++t) {
             const int64_t token = index * kPanelTokens + t;
+            const char* from = token_at(token);
             if (shape.is_float) {
-                place_float(to, shape, t, call.x, static_cast<int>(call.dtype), token * call.columns);
+                place_float(to, shape, t, from, static_cast<int>(call.dtype), 0);
                 continue;
             }
-            const int64_t width = call.dtype == KIMI_BFLOAT16 ? 2 : 4;
             int8_t* values = tokens.values + token * shape.padded();
             float* scales = tokens.scales + token * shape.groups();
             float* corrections = tokens.corrections + token * shape.groups();
-            path.quantize(static_cast<const char*>(call.x) + token * call.columns * width, static_cast<int>(call.dtype),
-                          call.columns, call.group, call.format == KIMI_INT4, values, scales, corrections);
+            path.quantize(from, static_cast<int>(call.dtype), matrix.columns, matrix.group,
+                          matrix.format == KIMI_INT4, values, scales, corrections);
             place_quantized(to, shape, t, values, scales, corrections);
         }
     }
 
     void compute(int64_t block) const {
         const int64_t first = block * kBlockRows;
-        const int64_t count = call.rows - first < kBlockRows ? call.rows - first : kBlockRows;
+        const int64_t count = matrix.rows - first < kBlockRows ? matrix.rows - first : kBlockRows;
         const Rows part = rows.from(first, count);
         alignas(64) float y[kBlockRows * kPanelTokens];
         for (int64_t index = 0; index < panels; ++index) {
             const Panel from = panel(index);
             path.multiply(part, from, y);
-            for (int t = 0; t < from.tokens; ++t) store(y + t, (index * kPanelTokens + t) * call.rows + first, count);
+            for (int t = 0; t < from.tokens; ++t) store(y + t, (index * kPanelTokens + t) * matrix.rows + first, count);
         }
     }
 
     void store(const float* y, int64_t offset, int64_t count) const {
-        if (call.dtype == KIMI_BFLOAT16) {
+        if (call.y_dtype == KIMI_BFLOAT16) {
             auto* to = static_cast<uint16_t*>(call.y) + offset;
             for (int64_t r = 0; r < count; ++r) to[r] = to_bf16(y[r * kPanelTokens]);
         } else {
@@ -81,18 +99,23 @@ struct Linear {
 
 thread_local Workspace workspace;
 
+kimi_status check(const kimi_linear_call& call, const Shape& shape) {
+    if (call.tokens < 0 || call.heads < 1 || shape.columns % call.heads) return KIMI_BAD_SIZE;
+    if (call.head_width < shape.columns / call.heads) return KIMI_BAD_SIZE;
+    return check_shape(shape, call.matrix.rows);
+}
+
 }  // namespace
 }  // namespace kimi
 
 extern "C" int kimi_linear(const kimi_linear_call* call) {
     using namespace kimi;
     Linear work(*call);
-    const kimi_status status = check_shape(work.shape, call->rows);
+    const kimi_status status = check(*call, work.shape);
     if (status != KIMI_OK || call->tokens == 0) return status;
-    if (call->tokens < 0) return KIMI_BAD_SIZE;
     if (!workspace.reserve(work.lay_out(nullptr))) return KIMI_NO_MEMORY;
     work.lay_out(workspace.memory());
-    const int64_t blocks = (call->rows + kBlockRows - 1) / kBlockRows;
+    const int64_t blocks = (call->matrix.rows + kBlockRows - 1) / kBlockRows;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)

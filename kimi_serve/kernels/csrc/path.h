@@ -15,7 +15,7 @@ constexpr int kFloatBlock = 8;   // the same for float activations
 struct Rows {
     int format;
     int scale_dtype;
-    int64_t group;    // columns a scale; int8 and bf16: all columns
+    int64_t group;    // columns a scale; others: all columns
     int64_t columns;
     int64_t count;
     const uint8_t* data;
@@ -82,7 +82,10 @@ inline float scale_at(const void* scales, int dtype, int64_t index) {
                                   : static_cast<const float*>(scales)[index];
 }
 
-inline float value_at(const void* x, int dtype, int64_t index) { return scale_at(x, dtype, index); }
+inline float value_of(float value) { return value; }
+inline float value_of(uint16_t bits) { return from_bf16(bits); }
+inline void put(float* to, float value) { *to = value; }
+inline void put(uint16_t* to, float value) { *to = to_bf16(value); }
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 

@@ -46,13 +46,15 @@ kimi_status check_shape(const Shape& shape, int64_t rows) {
         return known && shape.columns % shape.group == 0 ? KIMI_OK : KIMI_BAD_GROUP;
     }
     if (shape.format == KIMI_INT8) return KIMI_OK;
-    return shape.format == KIMI_BF16 && shape.is_float ? KIMI_OK : KIMI_BAD_FORMAT;
+    const bool is_plain = shape.format == KIMI_BF16 || shape.format == KIMI_F32;
+    return is_plain && shape.is_float ? KIMI_OK : KIMI_BAD_FORMAT;
 }
 
 Rows make_rows(const Shape& shape, int scale_dtype, const void* data, const void* scales, int64_t count) {
     const int64_t row_bytes = shape.format == KIMI_INT4   ? shape.columns / 2
                               : shape.format == KIMI_INT8 ? shape.columns
-                                                          : 2 * shape.columns;
+                              : shape.format == KIMI_BF16 ? 2 * shape.columns
+                                                          : 4 * shape.columns;
     const int64_t group = shape.format == KIMI_INT4 ? shape.group : shape.columns;
     return {shape.format, scale_dtype, group, shape.columns, count, static_cast<const uint8_t*>(data), scales,
             row_bytes,    shape.groups()};

@@ -51,6 +51,7 @@ void row_int8(const Rows& rows, const uint8_t* data, const void* scales, const P
 
 float weight_at(const Rows& rows, const uint8_t* data, const void* scales, int64_t k) {
     if (rows.format == KIMI_BF16) return from_bf16(reinterpret_cast<const uint16_t*>(data)[k]);
+    if (rows.format == KIMI_F32) return reinterpret_cast<const float*>(data)[k];
     if (rows.format == KIMI_INT8)
         return static_cast<float>(reinterpret_cast<const int8_t*>(data)[k]) * scale_at(scales, rows.scale_dtype, 0);
     const int stored = (data[k / 2] >> (4 * (k & 1))) & 15;

@@ -99,12 +99,21 @@ inline void place_quantized(const Panel& panel, const Shape& shape, int token, c
     }
 }
 
-inline void place_float(const Panel& panel, const Shape& shape, int token, const void* x, int dtype, int64_t offset) {
+template <typename T>
+void place_values(const Panel& panel, const Shape& shape, int token, const T* x) {
     auto* to = const_cast<float*>(panel.values) + kFloatBlock * token;
-    for (int64_t k = 0; k < shape.padded(); ++k) {
-        float* place = to + (k / kFloatBlock) * kFloatBlock * panel.tokens + k % kFloatBlock;
-        *place = k < shape.columns ? value_at(x, dtype, offset + k) : 0.0f;
-    }
+    int64_t k = 0;
+    for (; k + kFloatBlock <= shape.columns; k += kFloatBlock, to += kFloatBlock * panel.tokens)
+        for (int i = 0; i < kFloatBlock; ++i) to[i] = value_of(x[k + i]);
+    if (k == shape.columns) return;
+    for (int i = 0; i < kFloatBlock; ++i) to[i] = k + i < shape.columns ? value_of(x[k + i]) : 0.0f;
+}
+
+inline void place_float(const Panel& panel, const Shape& shape, int token, const void* x, int dtype, int64_t offset) {
+    if (dtype == KIMI_BFLOAT16)
+        place_values(panel, shape, token, static_cast<const uint16_t*>(x) + offset);
+    else
+        place_values(panel, shape, token, static_cast<const float*>(x) + offset);
 }
 
 // Lanes of tokens that a panel lacks: read by whole-register loads, never used.

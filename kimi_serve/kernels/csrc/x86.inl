@@ -131,25 +131,30 @@ void widen_bf16(const uint8_t* data, float* out) {
     }
 }
 
-// Columns k .. k + 31 of row r.
-void widen(const Rows& rows, int64_t r, int64_t k, float* out) {
+// Columns k .. k + 31 of row r: in `out`, or where they lie if they are float32 already.
+inline const float* widen(const Rows& rows, int64_t r, int64_t k, float* out) {
     const uint8_t* data = rows.data + r * rows.row_bytes;
     const int64_t left = rows.columns - k;
+    if (rows.format == KIMI_F32 && left >= 32) return reinterpret_cast<const float*>(data) + k;
     if (rows.format == KIMI_INT4) {
         widen_int4(data + k / 2, scale_at(rows.scales, rows.scale_dtype, r * rows.groups + k / rows.group), out);
-        return;
+        return out;
     }
-    const int64_t width = rows.format == KIMI_BF16 ? 2 : 1;
-    alignas(32) uint8_t rest[64] = {};
+    const int64_t width = rows.format == KIMI_F32 ? 4 : rows.format == KIMI_BF16 ? 2 : 1;
+    alignas(32) uint8_t rest[128];
     const uint8_t* from = data + width * k;
     if (left < 32) {
+        std::memset(rest, 0, sizeof(rest));
         std::memcpy(rest, from, static_cast<size_t>(width * left));
         from = rest;
     }
-    if (rows.format == KIMI_BF16)
+    if (rows.format == KIMI_F32)
+        std::memcpy(out, from, 128);
+    else if (rows.format == KIMI_BF16)
         widen_bf16(from, out);
     else
         widen_int8(from, scale_at(rows.scales, rows.scale_dtype, r), out);
+    return out;
 }
 
 // Few tokens take several sums each: a chain of dependent additions would be slower than memory.
@@ -163,11 +168,11 @@ void rows_float(const Rows& rows, const Panel& panel, float* y) {
         for (int t = 0; t < kTokens; ++t)
             for (int c = 0; c < kChains; ++c) sums[t][c] = _mm256_setzero_ps();
         for (int64_t block = 0; block < blocks; block += 4) {
-            alignas(32) float w[32];
-            widen(rows, r, block * kFloatBlock, w);
+            alignas(32) float space[32];
+            const float* w = widen(rows, r, block * kFloatBlock, space);
             const int here = static_cast<int>(blocks - block < 4 ? blocks - block : 4);
             for (int i = 0; i < here; ++i, values += kFloatBlock * kTokens) {
-                const __m256 weights = _mm256_load_ps(w + kFloatBlock * i);
+                const __m256 weights = _mm256_loadu_ps(w + kFloatBlock * i);
                 for (int t = 0; t < kTokens; ++t)
                     sums[t][i % kChains] =
                         _mm256_fmadd_ps(weights, _mm256_loadu_ps(values + kFloatBlock * t), sums[t][i % kChains]);
