@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from tests.engine import adapter_sets
 from tests.engine.configurations import CONFIGURATIONS, SHARED
 from tests.engine.golden import PACK, Arrays
 
@@ -45,6 +46,21 @@ def quantized(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def adapters(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A configuration's adapters: folders `served` and `refused`."""
+    made: dict[bool, Path] = {}
+
+    def make(name: str) -> Path:
+        absorbed = not CONFIGURATIONS[name].expanded
+        if absorbed not in made:
+            made[absorbed] = tmp_path_factory.mktemp("adapters")
+            adapter_sets.write(made[absorbed], golden_checkpoint, absorbed=absorbed)
+        return made[absorbed]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def host() -> Iterator["subprocess.Popen[str]"]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.engine.host"],
@@ -62,7 +78,10 @@ def host() -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture(scope="session")
 def results(
-    host: "subprocess.Popen[str]", quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    host: "subprocess.Popen[str]",
+    quantized: Callable[[str], Path],
+    adapters: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> RunEngine:
     """What a configuration's engine gave, by pass/case/what; the engine has ended. Workers of one session share it."""
     own = tmp_path_factory.getbasetemp()
@@ -84,7 +103,7 @@ def results(
         partial = target.with_suffix(".partial.npz")
         log = folder / f"{name}.log"
         asked = {"environment": CONFIGURATIONS[name].environment, "output": str(log)}
-        asked["arguments"] = [name, str(quantized(name)), str(partial)]
+        asked["arguments"] = [name, str(quantized(name)), str(adapters(name)), str(partial)]
         host.stdin.write(json.dumps(asked) + "\n")
         host.stdin.flush()
         status = json.loads(host.stdout.readline())["status"]

@@ -42,7 +42,7 @@ def expected(model: KimiVl, case: Case) -> dict[str, np.ndarray]:
     """Logits and choices where the driver's forced pass looks, given the pack's continuation."""
     npz = case.arrays()
     ids = torch.tensor([*case.prompt, *npz["greedy_ids"].tolist()[:-1]])
-    hidden = model.hidden(ids[None], _image_rows(model, npz))[0]
+    hidden = model.hidden(ids[None], image_rows(model, npz))[0]
     last = len(case.prompt) - 1
     steps = model.logits(hidden[last : last + STEPS])
     top = steps.topk(2, dim=-1).values
@@ -53,7 +53,7 @@ def expected(model: KimiVl, case: Case) -> dict[str, np.ndarray]:
     }
 
 
-def _image_rows(model: KimiVl, npz: dict[str, np.ndarray]) -> torch.Tensor | None:
+def image_rows(model: KimiVl, npz: dict[str, np.ndarray]) -> torch.Tensor | None:
     if "pixel_values_u8" not in npz:
         return None
     rows, start = [], 0
