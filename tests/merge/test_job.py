@@ -87,14 +87,14 @@ def test_another_adapters_result_does_not_pass_the_check(tiny: Path, adapter: Pa
 
 def test_a_target_that_exists_is_left_as_it_is(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
-    with pytest.raises(AdapterError, match="DST: .*target exists; choose another, or add --check"):
+    with pytest.raises(AdapterError, match=r"DST: .*target exists; choose another, or add --check"):
         command.run(Options(tiny, adapter, tmp_path / "target"))
     assert list((tmp_path / "target").iterdir()) == []
 
 
 @pytest.mark.parametrize("where", ["tiny", "tiny/out", "adapter", "adapter/out"])
 def test_a_target_inside_what_is_read_is_refused(tiny: Path, adapter: Path, tmp_path: Path, where: str) -> None:
-    with pytest.raises(KimiServeError, match="DST: .* lie inside each other"):
+    with pytest.raises(KimiServeError, match=r"DST: .* lie inside each other"):
         command.run(Options(tiny, adapter, tmp_path / where))
 
 
