@@ -89,22 +89,24 @@ class Adapter:
 
 def read_adapter(directory: Path, model: ModelConfig) -> Adapter:
     """Raise AdapterError for whatever could not be applied to this model as a whole."""
+    try:
+        return _read(directory, linears_of(model))
+    except (AdapterError, ConfigError, CheckpointError) as error:
+        raise AdapterError(f"{directory}: {error}") from error
+
+
+def _read(directory: Path, linears: Mapping[str, Shape]) -> Adapter:
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
-            raise AdapterError(f"{directory}: holds no {file}")
+            raise AdapterError(f"holds no {file}")
     config = _read_config(directory / CONFIG)
-    try:
-        scaling = Scaling.parse(config)
-        _refuse_other_parts(config)
-        stored = read_header(directory / WEIGHTS)
-    except (ConfigError, CheckpointError) as error:
-        raise AdapterError(f"{directory}: {error}") from error
-    linears = linears_of(model)
-    halves = _halves(stored, linears)
+    scaling = Scaling.parse(config)
+    _refuse_other_parts(config)
+    halves = _halves(read_header(directory / WEIGHTS), linears)
     _check_targets(config, linears, halves)
+    if not halves:
+        raise AdapterError(f"{WEIGHTS} holds no tensor")
     pairs = {module: _pair(module, halves[module], linears[module], scaling) for module in linears if module in halves}
-    if not pairs:
-        raise AdapterError(f"{directory}: {WEIGHTS} holds no tensor")
     return Adapter(directory, pairs)
 
 
@@ -166,9 +168,9 @@ def _read_config(path: Path) -> Fields:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path}: cannot be read: {error}") from error
+        raise AdapterError(f"{CONFIG}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
-        raise AdapterError(f"{path}: expected an object, found {type(raw).__name__}")
+        raise AdapterError(f"{CONFIG}: expected an object, found {type(raw).__name__}")
     return Fields(CONFIG, raw)
 
 

@@ -106,9 +106,9 @@ class Served:
     def check(self, module: str) -> None:
         """Raise AdapterError unless the module is adapted here, as the adapter says."""
         if module not in self.linears:
-            raise AdapterError(f"the adapter names {module}: the base has no such linear")
+            raise AdapterError(f"{module}: the base has no such linear")
         if not is_in_target_modules(our_name(module), list(self.targets), PACKED):
-            raise AdapterError(f"the adapter names {module}: {self._why_not(module)}")
+            raise AdapterError(f"{module}: {self._why_not(module)}")
 
     def _why_not(self, module: str) -> str:
         layer = our_name(module).rpartition(".")[2]

@@ -12,6 +12,7 @@ from vllm.lora.utils import get_adapter_absolute_path
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import WorkerBase
 
+from kimi_serve.errors import AdapterError
 from kimi_serve.inputs.adapter import CONFIG, read_adapter
 from kimi_serve.inputs.config import parse_model_config
 from kimi_serve.model.lora import Served
@@ -32,8 +33,11 @@ def check_adapter(vllm_config: VllmConfig, request: LoRARequest) -> None:
         return
     model = parse_model_config(vllm_config.model_config.hf_config.to_dict())
     served = Served.of(vllm_config, model)
-    for module in read_adapter(directory, model).pairs:
-        served.check(module)
+    try:
+        for module in read_adapter(directory, model).pairs:
+            served.check(module)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {request.lora_name!r} is refused: {error}") from error
 
 
 class GpuWorker(ReadsAdapters, Worker):

@@ -1,7 +1,8 @@
 """LoRA adapters through real vLLM in float32, beside the oracle with the merged weights.
 
 Two adapters and the base meet in one batch, text and pictures; the adapters reach the tower and the projector too.
-The oracle's weights come from `kimi-serve merge-lora` on the pack's checkpoint in float32, so only the order of sums
+One engine caches latents; the other has int4 weights on our kernels and caches keys and values, so kv_b_proj is adapted
+too. The oracle's weights come from `kimi-serve merge-lora` on the same weights in float32: only the order of sums
 differs.
 """
 
@@ -13,19 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.engine import adapted, dequantized, golden
 from tests.engine.adapter_sets import LAYER
 from tests.engine.conftest import RunEngine
-from tests.merge.adapters import stored
 from tests.oracle import kimi_vl
 from tests.oracle.kimi_vl import KimiVl
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TOLERANCE = 1e-3
-ENGINES = ["adapters-latent", "adapters-expanded"]
+ENGINES = ["adapters-latent", "adapters-int4"]
 WHO = [adapted.BASE, "narrow", "wide"]
 
 Oracle = Callable[[str, str], KimiVl]
@@ -33,26 +32,31 @@ Oracle = Callable[[str, str], KimiVl]
 
 @pytest.fixture(scope="session")
 def merged(
-    golden_checkpoint: Path, adapters: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    quantized: Callable[[str], Path], adapters: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Oracle:
     """The oracle with an engine's adapter in its weights."""
-    plain = tmp_path_factory.mktemp("float32")
-    for path in golden_checkpoint.iterdir():
-        if path.suffix != ".safetensors" and path.name != "model.safetensors.index.json":
-            (plain / path.name).write_bytes(path.read_bytes())
-    weights = {name: tensor.float() for name, tensor in stored(golden_checkpoint).items()}
-    save_file(weights, plain / "model.safetensors", {"format": "pt"})
-    made = {}
+    plain: dict[str, Path] = {}
+    made: dict[tuple[str, str], KimiVl] = {}
 
     def make(engine: str, who: str) -> KimiVl:
+        if engine not in plain:
+            plain[engine] = tmp_path_factory.mktemp("plain")
+            dequantized.write(quantized(engine), plain[engine])
         if (engine, who) not in made:
-            made[engine, who] = kimi_vl.load(plain if who == adapted.BASE else merge(adapters(engine) / "served" / who))
+            made[engine, who] = kimi_vl.load(plain[engine] if who == adapted.BASE else merge(engine, who))
         return made[engine, who]
 
-    def merge(adapter: Path) -> Path:
-        target = tmp_path_factory.mktemp("merged") / adapter.name
-        command = [sys.executable, "-m", "kimi_serve.cli", "merge-lora", plain, adapter, target]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    def merge(engine: str, who: str) -> Path:
+        target = tmp_path_factory.mktemp("merged") / who
+        command = [
+            sys.executable,
+            "-m",
+            "kimi_serve.cli",
+            "merge-lora",
+            plain[engine],
+            adapters(engine) / "served" / who,
+        ]
+        subprocess.run([*command, target], check=True, capture_output=True, timeout=120)
         return target
 
     return make
