@@ -186,9 +186,7 @@ def _refuse_other_parts(config: Fields) -> None:
         )
     for key, value in config.raw.items():
         if key not in _READ | _WITHOUT_EFFECT and value:
-            raise ConfigError(
-                f"{config.name}.{key}: {_short(value)} is not supported; expected it absent, null or false"
-            )
+            raise ConfigError(f"{config.name}.{key}: {_short(value)} is not supported; expected null, false or nothing")
 
 
 def _halves(stored: Sequence[Stored], linears: Mapping[str, Shape]) -> dict[str, dict[str, Stored]]:
