@@ -35,8 +35,11 @@ def served(able: tuple[str, ...], targets: tuple[str, ...] | None = None) -> Ser
 @pytest.mark.parametrize(
     ("able", "refused"),
     [
-        (lora.DECODER, ["kv_b_proj", "experts.0.gate_proj", "wqkv", "wo", "fc0", "linear_1", "lm_head"]),
-        ((*lora.DECODER, lora.ABSORBED, *lora.TOWER), ["experts.7.gate_proj", "lm_head"]),
+        (
+            lora.DECODER,
+            ["kv_b_proj", "experts.0.gate_proj", "experts.7.gate_proj", "wqkv", "wo", "fc0", "linear_1", "lm_head"],
+        ),
+        ((*lora.DECODER, lora.ABSORBED, *lora.TOWER), ["experts.0.gate_proj", "experts.7.gate_proj", "lm_head"]),
         ((*lora.DECODER, lora.EXPERTS), ["kv_b_proj", "wqkv", "wo", "fc0", "linear_1", "lm_head"]),
     ],
 )
@@ -108,6 +111,7 @@ for options in json.loads(sys.argv[2]):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_vllm_is_told_which_layers_and_whose_worker(golden_pack: Path) -> None:
     asked = [
         {},
@@ -122,7 +126,7 @@ def test_vllm_is_told_which_layers_and_whose_worker(golden_pack: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=240,
+        timeout=500,
     )
     lines = [json.loads(line.removeprefix("SAID")) for line in shown.stdout.splitlines() if line.startswith("SAID")]
     plain, tower, some, router, data = lines
