@@ -6,8 +6,6 @@ too. The oracle's weights come from `kimi-serve merge-lora` on the same weights 
 differs.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from kimi_serve.merge import command
+from kimi_serve.merge.options import Options
 from tests.engine import adapted, dequantized, golden
 from tests.engine.adapter_sets import LAYER
 from tests.engine.conftest import RunEngine
@@ -48,15 +48,7 @@ def merged(
 
     def merge(engine: str, who: str) -> Path:
         target = tmp_path_factory.mktemp("merged") / who
-        command = [
-            sys.executable,
-            "-m",
-            "kimi_serve.cli",
-            "merge-lora",
-            plain[engine],
-            adapters(engine) / "served" / who,
-        ]
-        subprocess.run([*command, target], check=True, capture_output=True, timeout=120)
+        command.run(Options(plain[engine], adapters(engine) / "served" / who, target))
         return target
 
     return make
