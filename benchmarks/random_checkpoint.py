@@ -24,12 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kimi_serve.inputs.config import ModelConfig, parse_model_config
+from kimi_serve.inputs.headers import INDEX, SIZES, Stored
 from kimi_serve.inputs.tensors import expected_tensors
-from kimi_serve.quantize import job, layout, manifest, scheme
-from kimi_serve.quantize.headers import INDEX, SIZES, Stored
+from kimi_serve.quantize import layout, manifest, scheme
 from kimi_serve.quantize.layout import Output, Shard, Task
 from kimi_serve.quantize.manifest import Manifest
 from kimi_serve.quantize.options import SHARD_BYTES
+from kimi_serve.quantize.output import ROOM_TO_SPARE, alone, refuse_without_room
 from kimi_serve.quantize.scheme import Scheme
 from kimi_serve.quantize.source import DTYPES
 from kimi_serve.quantize.writer import write_atomically
@@ -80,9 +81,9 @@ def write(recipe: Recipe, target: Path) -> None:
         return
     chosen, shards = plan(recipe)
     folder = target.with_name(f"{target.name}.partial")
-    with job.alone(folder):
+    with alone(folder):
         done = manifest.resume(folder, _made_from(recipe))
-        job.refuse_without_room(folder, _missing(shards, done) + job.ROOM_TO_SPARE, shutil.disk_usage(folder).free)
+        refuse_without_room(folder, _missing(shards, done) + ROOM_TO_SPARE, shutil.disk_usage(folder).free)
         _write_shards(recipe, folder, shards, done)
         _write_settings(recipe, folder, chosen, shards)
         folder.rename(target)

@@ -12,6 +12,7 @@ from kimi_serve import __version__
 from kimi_serve.errors import KimiServeError, LaunchError
 from kimi_serve.gateway import batch_options
 from kimi_serve.launch import doctor, engine, flags, up
+from kimi_serve.merge import options as merge_options
 from kimi_serve.plan import options as plan_options
 from kimi_serve.quantize import options as quantize_options
 
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_batch(verbs)
     _add_doctor(verbs)
     _add_quantize(verbs)
+    _add_merge(verbs)
     _add_plan(verbs)
     return parser
 
@@ -145,6 +147,17 @@ def _add_quantize(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     quantize_options.add_arguments(verb)
 
 
+def _add_merge(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verb = verbs.add_parser(
+        "merge-lora",
+        help="add a LoRA adapter into a checkpoint's weights",
+        description="Write a checkpoint with a LoRA adapter (PEFT, as LLaMA-Factory saves it) added into its weights. "
+        "Stopped at any point, the same command goes on; docs/lora.md says when an adapter is merged and when served.",
+        allow_abbrev=False,
+    )
+    merge_options.add_arguments(verb)
+
+
 def _add_plan(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verb = verbs.add_parser(
         "plan",
@@ -172,6 +185,8 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         return _batch(options, others)
     if options.verb == "quantize":
         return _quantize(options, others)
+    if options.verb == "merge-lora":
+        return _merge(options, others)
     if options.verb == "plan":
         return _plan(options, others)
     model, passed_on = split_model(others)
@@ -250,15 +265,27 @@ def _batch(options: argparse.Namespace, others: list[str]) -> int:
 
 
 def _quantize(options: argparse.Namespace, others: list[str]) -> int:
-    if others:
-        raise LaunchError(f"{others[0]}: not an option of quantize")
-    for package in ("torch", "tqdm"):
-        if importlib.util.find_spec(package) is None:
-            raise LaunchError(f"quantize: {package} is not installed; it comes with vLLM")
+    _require_torch(options.verb, others)
     from kimi_serve.quantize import command
 
     print(command.run(quantize_options.from_arguments(options)))
     return 0
+
+
+def _merge(options: argparse.Namespace, others: list[str]) -> int:
+    _require_torch(options.verb, others)
+    from kimi_serve.merge import command
+
+    print(command.run(merge_options.from_arguments(options)))
+    return 0
+
+
+def _require_torch(verb: str, others: list[str]) -> None:
+    if others:
+        raise LaunchError(f"{others[0]}: not an option of {verb}")
+    for package in ("torch", "tqdm"):
+        if importlib.util.find_spec(package) is None:
+            raise LaunchError(f"{verb}: {package} is not installed; it comes with vLLM")
 
 
 def _plan(options: argparse.Namespace, others: list[str]) -> int:

@@ -6,7 +6,8 @@ KimiServeError
     TokenizerError   a vocabulary file is malformed, or a token id is outside the embedding
     CheckpointError  a checkpoint's weights do not match its configuration
     ChatError        a conversation cannot be rendered
-    QuantizeError    a checkpoint cannot be quantized as it was asked
+    AdapterError     a LoRA adapter is malformed, or cannot be applied to this checkpoint or in this engine
+    QuantizeError    a checkpoint cannot be written anew, quantized or merged, as it was asked
     PlanError        a plan cannot be computed for what was asked
     KernelError      the compiled kernels are missing, or a call does not fit them
     LaunchError      an engine cannot be started on this machine, or stopped while it was supervised
@@ -40,8 +41,12 @@ class ChatError(KimiServeError, ValueError):
     """A conversation cannot be rendered."""
 
 
+class AdapterError(KimiServeError, ValueError):
+    """A LoRA adapter is malformed, or cannot be applied to this checkpoint or in this engine."""
+
+
 class QuantizeError(KimiServeError, ValueError):
-    """A checkpoint cannot be quantized as it was asked."""
+    """A checkpoint cannot be written anew, quantized or merged, as it was asked."""
 
 
 class PlanError(KimiServeError, ValueError):

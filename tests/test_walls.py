@@ -34,6 +34,8 @@ def loaded_by(module: str) -> set[str]:
         "kimi_serve.protocol.chat",
         "kimi_serve.plan.command",
         "kimi_serve.quantize.options",
+        "kimi_serve.merge.options",
+        "kimi_serve.inputs.adapter",
     ],
 )
 def test_importing_it_loads_no_engine(module: str) -> None:

@@ -36,6 +36,10 @@ class KimiVLDefaults(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
         model_config = vllm_config.model_config
+        if vllm_config.lora_config is not None:
+            from kimi_serve.model import lora  # its imports are half of vLLM, and this file is loaded with the plugin
+
+            lora.configure(vllm_config, vllm_config.lora_config)
         limit = parse_image_config(model_config.hf_image_processor_config).geometry.in_token_limit
         variant = identify(str(model_config.model), limit)
         reasoning = vllm_config.structured_outputs_config

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from vllm.config import VllmConfig
-from vllm.model_executor.models.interfaces import SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import maybe_prefix
 from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -14,20 +16,25 @@ from vllm.sequence import IntermediateTensors
 
 from kimi_serve.inputs.config import parse_image_config, parse_model_config
 from kimi_serve.model.decoder import LanguageModel
+from kimi_serve.model.lora import PACKED, AdapterNames, Served, keep_the_base_plain
 from kimi_serve.model.moonvit import MoonViT
 from kimi_serve.model.processing import KimiVLDummyInputsBuilder, KimiVLMultiModalProcessor, KimiVLProcessingInfo
 from kimi_serve.model.projector import Projector
 from kimi_serve.model.weights import load_weights
 
+if TYPE_CHECKING:
+    from vllm.lora.model_manager import LoRAModelManager
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     KimiVLMultiModalProcessor, info=KimiVLProcessingInfo, dummy_inputs=KimiVLDummyInputsBuilder
 )
-class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
+class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA):
     """Tower, projector and decoder under the checkpoint's top-level names."""
 
     supports_encoder_tp_data = True
-    packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}  # noqa: RUF012  vLLM reads it off the class
+    supports_tower_connector_lora = True
+    packed_modules_mapping = PACKED  # vLLM reads it off the class
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -38,6 +45,8 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         model_config, quant = vllm_config.model_config, vllm_config.quant_config
+        self.config = model_config.hf_config  # vLLM's adapters ask for it
+        self.vllm_config = vllm_config
         self.model_config = parse_model_config(model_config.hf_config.to_dict())
         image_config = parse_image_config(model_config.hf_image_processor_config)
         vision, text = self.model_config.vision, self.model_config.text
@@ -52,6 +61,7 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
             self.language_model = LanguageModel(
                 vllm_config=vllm_config, text=text, prefix=maybe_prefix(prefix, "language_model")
             )
+        self._lora_manager: LoRAModelManager | None = None
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(
@@ -83,6 +93,28 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         return self.language_model.compute_logits(hidden_states)
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        return MultiModelKeys.from_string_field(
+            language_model="language_model", connector="multi_modal_projector", tower_model="vision_tower"
+        )
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: object, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        """Rows that tower and projector see for so many embeddings."""
+        return num_mm_embeds * math.prod(self.model_config.vision.merge_kernel_size), num_mm_embeds
+
+    @property
+    def lora_manager(self) -> "LoRAModelManager | None":
+        return self._lora_manager
+
+    @lora_manager.setter
+    def lora_manager(self, manager: "LoRAModelManager") -> None:
+        """vLLM sets it when every layer that takes adapters is wrapped."""
+        self._lora_manager = manager
+        self.hf_to_vllm_mapper = AdapterNames(Served.of(self.vllm_config, self.model_config))
+        keep_the_base_plain(manager)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         loaded = load_weights(self, self.model_config, weights, self.num_redundant_experts)

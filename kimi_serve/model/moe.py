@@ -14,6 +14,7 @@ from vllm.model_executor.models.utils import sequence_parallel_chunk
 from kimi_serve.inputs.config import TextConfig
 from kimi_serve.model.cpu_routing import KernelRouting, uses_our_kernels
 from kimi_serve.model.local_experts import LocalRouting, needs_local_ids
+from kimi_serve.model.lora import without_adapters
 
 
 class DenseMLP(nn.Module):
@@ -96,30 +97,31 @@ class SparseMLP(nn.Module):
             routing = LocalRouting(bias, lambda: self.experts.expert_map)
         elif uses_our_kernels(quant):
             routing = KernelRouting(bias)
-        self.experts = FusedMoEFactory(
-            shared_experts=self.shared_experts,
-            gate=self.gate,
-            num_experts=text.n_routed_experts,
-            top_k=text.num_experts_per_tok,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.moe_intermediate_size,
-            renormalize=text.norm_topk_prob,
-            quant_config=quant,
-            custom_routing_function=routing,
-            use_grouped_topk=routing is None,
-            num_expert_group=text.n_group,
-            topk_group=text.topk_group,
-            prefix=f"{prefix}.experts",
-            scoring_func=text.scoring_func,
-            routed_scaling_factor=text.routed_scaling_factor,
-            # AITER's kernels scale the weights themselves; elsewhere the runner scales the routed sum.
-            apply_routed_scale_to_output=not rocm_aiter_ops.is_fused_moe_enabled(),
-            e_score_correction_bias=bias,
-            enable_eplb=parallel.enable_eplb,
-            num_redundant_experts=parallel.eplb_config.num_redundant_experts,
-            is_sequence_parallel=self.sequence_parallel,
-            router_logits_dtype=torch.float32,
-        )
+        with without_adapters(vllm_config):
+            self.experts = FusedMoEFactory(
+                shared_experts=self.shared_experts,
+                gate=self.gate,
+                num_experts=text.n_routed_experts,
+                top_k=text.num_experts_per_tok,
+                hidden_size=text.hidden_size,
+                intermediate_size=text.moe_intermediate_size,
+                renormalize=text.norm_topk_prob,
+                quant_config=quant,
+                custom_routing_function=routing,
+                use_grouped_topk=routing is None,
+                num_expert_group=text.n_group,
+                topk_group=text.topk_group,
+                prefix=f"{prefix}.experts",
+                scoring_func=text.scoring_func,
+                routed_scaling_factor=text.routed_scaling_factor,
+                # AITER's kernels scale the weights themselves; elsewhere the runner scales the routed sum.
+                apply_routed_scale_to_output=not rocm_aiter_ops.is_fused_moe_enabled(),
+                e_score_correction_bias=bias,
+                enable_eplb=parallel.enable_eplb,
+                num_redundant_experts=parallel.eplb_config.num_redundant_experts,
+                is_sequence_parallel=self.sequence_parallel,
+                router_logits_dtype=torch.float32,
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.shape[0]

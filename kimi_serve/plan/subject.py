@@ -8,12 +8,12 @@ from kimi_serve.errors import PlanError
 from kimi_serve.inputs import chat
 from kimi_serve.inputs.config import Checkpoint, GenerationConfig, load_checkpoint, parse_image_config
 from kimi_serve.inputs.config import parse_model_config as parse_model
+from kimi_serve.inputs.headers import Stored, read_header, weight_files
 from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.inputs.tokenizer import Tokenizer
 from kimi_serve.inputs.variants import IN_TOKEN_LIMIT_2506
 from kimi_serve.launch.footprint import BUNDLED
 from kimi_serve.plan.options import Options, Preset
-from kimi_serve.quantize.headers import Stored, read_header, weight_files
 from kimi_serve.quantize.layout import check_complete
 
 # The published config.json, less what no shape depends on. Of Thinking and Thinking-2506 only the image limit is known

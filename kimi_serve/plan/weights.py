@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from kimi_serve.errors import PlanError, QuantizeError
 from kimi_serve.inputs.config import ModelConfig
+from kimi_serve.inputs.headers import SIZES
 from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.plan.options import Options
 from kimi_serve.plan.subject import Subject
 from kimi_serve.quantize import layout, scheme
-from kimi_serve.quantize.headers import SIZES
 from kimi_serve.quantize.layout import Output
 from kimi_serve.quantize.options import GROUP_SIZES, SHARD_BYTES
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kimi_serve.errors import QuantizeError
-from kimi_serve.quantize import calibrate, check, job, manifest, prompts, scheme
+from kimi_serve.quantize import calibrate, check, job, manifest, output, prompts, scheme
 from kimi_serve.quantize.job import Plan
 from kimi_serve.quantize.manifest import Manifest
 from kimi_serve.quantize.options import Options
@@ -25,12 +25,8 @@ IMPORTANCE = "importance.safetensors"
 
 def run(options: Options) -> str:
     """Do it; the report, one line of JSON."""
-    try:
+    with output.resumable():
         return _run(options)
-    except KeyboardInterrupt:
-        raise QuantizeError("stopped; what is finished is kept: run the same command again to go on") from None
-    except OSError as error:  # a disk that is full after all, a folder that may not be written
-        raise QuantizeError(f"{error}; what is finished is kept: run the same command again to go on") from error
 
 
 def _run(options: Options) -> str:
@@ -58,17 +54,17 @@ def refuse_other(plan: Plan) -> None:
     target = plan.options.target
     if not plan.options.check:
         raise QuantizeError(f"DST: {target} exists; choose another, or add --check to compare it with SRC")
-    if not (target / job.CONFIG).is_file():
-        raise QuantizeError(f"DST: {target} holds no {job.CONFIG}; only a complete output can be compared")
-    made = job.load_config(target).get("quantization_config")
+    if not (target / output.CONFIG).is_file():
+        raise QuantizeError(f"DST: {target} holds no {output.CONFIG}; only a complete output can be compared")
+    made = output.load_config(target).get("quantization_config")
     if made != json.loads(json.dumps(scheme.config_section(plan.scheme))):
         raise QuantizeError(f"DST: {target} was made with other options; its config.json says how")
 
 
 def _make(plan: Plan, calibration: Prompts | None) -> None:
-    with job.alone(plan.folder):
+    with output.alone(plan.folder):
         done = manifest.resume(plan.folder, job.made_from(plan, calibration.sha256 if calibration else None))
-        job.check_room(plan, done)
+        output.check_room(plan.folder, plan.shards, plan.copies, done)
         job.make(plan, _importance(plan, calibration, done) if calibration else {}, done)
         job.finish(plan, done)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kimi_serve.errors import CheckpointError
+from kimi_serve.inputs.headers import SIZES, Stored
 from kimi_serve.inputs.tensors import Shape
-from kimi_serve.quantize.headers import SIZES, Stored
 from kimi_serve.quantize.scheme import Format, Scheme
 
 FLOATS = ("BF16", "F16", "F32")
@@ -50,11 +50,19 @@ class Shard:
     def nbytes(self) -> int:
         return len(header(self.outputs)) + sum(task.nbytes for task in self.tasks)
 
+    @property
+    def source_bytes(self) -> int:
+        return sum(task.source.nbytes for task in self.tasks)
+
 
 def plan(stored: Mapping[str, Stored], expected: Mapping[str, Shape], scheme: Scheme, most: int) -> list[Shard]:
-    """Shards of at most `most` bytes of tensors (a larger tensor has its own), in the model's order."""
+    """What becomes of each tensor, in the model's order."""
     check_complete(stored, expected)
-    tasks = [task_for(stored[name], scheme.format_of(name)) for name in expected]
+    return split([task_for(stored[name], scheme.format_of(name)) for name in expected], most)
+
+
+def split(tasks: Sequence[Task], most: int) -> list[Shard]:
+    """Shards of at most `most` bytes of tensors; a larger tensor has its own."""
     parts: list[list[Task]] = [[]]
     filled = 0
     for task in tasks:

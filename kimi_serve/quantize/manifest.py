@@ -18,6 +18,7 @@ class Manifest:
     """`made_from` says what the bytes depend on; `finished` holds the sha256 of each finished file."""
 
     folder: Path
+    name: str
     made_from: Mapping[str, object]
     finished: dict[str, str] = field(default_factory=dict)
 
@@ -32,7 +33,7 @@ class Manifest:
 
     def _write(self) -> None:
         text = json.dumps({"made_from": self.made_from, "finished": self.finished}, indent=1)
-        write_atomically(self.folder / NAME, iter([f"{text}\n".encode()]))
+        write_atomically(self.folder / self.name, iter([f"{text}\n".encode()]))
 
     def forget_broken(self) -> None:
         """Drop what is not on disk as it was written."""
@@ -42,11 +43,11 @@ class Manifest:
                 del self.finished[file]
 
 
-def resume(folder: Path, made_from: Mapping[str, object]) -> Manifest:
+def resume(folder: Path, made_from: Mapping[str, object], name: str = NAME) -> Manifest:
     """Return the manifest of `folder`, or a new one. Raise QuantizeError where it began from something else."""
-    path = folder / NAME
+    path = folder / name
     if not path.exists():
-        return Manifest(folder, made_from)
+        return Manifest(folder, name, made_from)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         before, finished = dict(stored["made_from"]), dict(stored["finished"])
@@ -59,7 +60,7 @@ def resume(folder: Path, made_from: Mapping[str, object]) -> Manifest:
                 f"{folder}: was begun with another {key} ({_short(before.get(key))}, now {_short(now.get(key))}); "
                 "delete it to begin again"
             )
-    manifest = Manifest(folder, made_from, finished)
+    manifest = Manifest(folder, name, made_from, finished)
     manifest.forget_broken()
     return manifest
 

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 
 from kimi_serve.errors import CheckpointError
-from kimi_serve.quantize.headers import Stored, read_header, weight_files
+from kimi_serve.inputs.headers import Stored, read_header, weight_files
 
 DTYPES = {
     "BF16": torch.bfloat16,

@@ -12,10 +12,10 @@ from benchmarks import gguf, random_checkpoint, token_cost
 from benchmarks.random_checkpoint import Recipe
 from kimi_serve.errors import QuantizeError
 from kimi_serve.inputs.config import load_checkpoint
+from kimi_serve.inputs.headers import INDEX
 from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.inputs.tokenizer import Tokenizer
 from kimi_serve.quantize import command, decoder
-from kimi_serve.quantize.headers import INDEX
 from kimi_serve.quantize.manifest import NAME
 from kimi_serve.quantize.options import Options
 from kimi_serve.quantize.reading import Model

@@ -9,7 +9,7 @@ from typing import Literal
 # that asks: one import of vLLM less.
 SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
-Pass = Literal["forced", "batch", "again", "vision"]
+Pass = Literal["forced", "batch", "again", "vision", "adapters"]
 
 CHUNK = 64  # tokens a step: smaller than the larger images, so a boundary falls inside one
 BLOCK = 32  # tokens a cache block: the shortest prompt fills one
@@ -56,6 +56,13 @@ _NATIVE_ROPE = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"
 # On CPUs vLLM makes the buffers between pipeline stages while it traces the model, so with enforce_eager it has none.
 _TRACED = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
 
+_ADAPTERS = {
+    "enable_lora": True,
+    "max_loras": 2,  # as many as are served: no slot is left empty
+    "max_lora_rank": 8,
+    "enable_tower_connector_lora": True,
+}
+
 _INT4 = ("--scheme", "int4", "--lm-head")
 _INT8 = ("--scheme", "int8", "--lm-head")
 # A product of the dense layer, of an attention, and of shared experts: each makes its part of a layer a mixed one.
@@ -75,6 +82,15 @@ CONFIGURATIONS = {
             "expert-parallel",
             ("batch",),
             options=_LATENT | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+        ),
+        Configuration("adapters-latent", ("adapters",), options=_LATENT | _WHOLE | _ADAPTERS),
+        Configuration(
+            "adapters-int4",
+            ("adapters",),
+            quantized=_INT4,
+            exact=True,
+            expanded=True,
+            options=_CHUNKED | _ADAPTERS,
         ),
         Configuration("int4-exact", ("forced",), quantized=_INT4, exact=True, expanded=True, options=_WHOLE),
         Configuration(

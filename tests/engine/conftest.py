@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine import mixed
+from tests.engine import adapter_sets, mixed
 from tests.engine.configurations import CONFIGURATIONS, SHARED
 from tests.engine.golden import PACK, Arrays
 from tests.vllm_host import Host
@@ -49,7 +49,27 @@ def quantized(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def results(vllm_host: Host, quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
+def adapters(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A configuration's adapters: folders `served` and `refused`."""
+    made: dict[bool, Path] = {}
+
+    def make(name: str) -> Path:
+        absorbed = not CONFIGURATIONS[name].expanded
+        if absorbed not in made:
+            made[absorbed] = tmp_path_factory.mktemp("adapters")
+            adapter_sets.write(made[absorbed], golden_checkpoint, absorbed=absorbed)
+        return made[absorbed]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def results(
+    vllm_host: Host,
+    quantized: Callable[[str], Path],
+    adapters: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> RunEngine:
     """What a configuration's engine gave, by pass/case/what; the engine has ended."""
     folder = tmp_path_factory.mktemp("results")
     done: dict[str, Arrays] = {}
@@ -58,7 +78,7 @@ def results(vllm_host: Host, quantized: Callable[[str], Path], tmp_path_factory:
         if name not in done:
             target = folder / f"{name}.npz"
             environment = SHARED | CONFIGURATIONS[name].environment
-            arguments = (name, str(quantized(name)), str(target))
+            arguments = (name, str(quantized(name)), str(adapters(name)), str(target))
             ran = vllm_host.run("-m", "tests.engine.driver", *arguments, timeout=ENGINE_TIMEOUT, **environment)
             assert ran.status == 0, f"engine {name} ended with {ran.status}:\n{ran.stderr[-6000:]}"
             with np.load(target) as file:

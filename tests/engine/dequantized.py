@@ -1,5 +1,6 @@
 """The oracle with a quantized checkpoint's weights as real numbers. Knows the public format; never our kernels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,12 @@ from tests.oracle.kimi_vl import KimiVl, load, normalise
 
 
 def oracle(checkpoint: Path, scratch: Path) -> KimiVl:
+    write(checkpoint, scratch)
+    return load(scratch)  # strict: a tensor too many or too few is an error
+
+
+def write(checkpoint: Path, target: Path) -> None:
+    """The same checkpoint in float32, quantized no more."""
     stored = {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
     plain = {}
     for name, tensor in stored.items():
@@ -21,9 +28,12 @@ def oracle(checkpoint: Path, scratch: Path) -> KimiVl:
             plain[name] = real(tensor, stored[f"{name}_scale"])
         elif not name.endswith(("weight_scale", "weight_shape")):
             plain[name] = tensor.float()
-    save_file(plain, scratch / "model.safetensors")
-    (scratch / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
-    return load(scratch)  # strict: a tensor too many or too few is an error
+    save_file(plain, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((checkpoint / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (target / "config.json").write_text(json.dumps(config))
+    for name in ("preprocessor_config.json", "generation_config.json"):
+        (target / name).write_bytes((checkpoint / name).read_bytes())
 
 
 def int4(packed: torch.Tensor) -> torch.Tensor:
@@ -42,7 +52,7 @@ def expected(model: KimiVl, case: Case) -> dict[str, np.ndarray]:
     """Logits and choices where the driver's forced pass looks, given the pack's continuation."""
     npz = case.arrays()
     ids = torch.tensor([*case.prompt, *npz["greedy_ids"].tolist()[:-1]])
-    hidden = model.hidden(ids[None], _image_rows(model, npz))[0]
+    hidden = model.hidden(ids[None], image_rows(model, npz))[0]
     last = len(case.prompt) - 1
     steps = model.logits(hidden[last : last + STEPS])
     top = steps.topk(2, dim=-1).values
@@ -53,7 +63,7 @@ def expected(model: KimiVl, case: Case) -> dict[str, np.ndarray]:
     }
 
 
-def _image_rows(model: KimiVl, npz: dict[str, np.ndarray]) -> torch.Tensor | None:
+def image_rows(model: KimiVl, npz: dict[str, np.ndarray]) -> torch.Tensor | None:
     if "pixel_values_u8" not in npz:
         return None
     rows, start = [], 0

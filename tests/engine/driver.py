@@ -7,18 +7,20 @@ every configuration gets its own.
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from vllm import LLM, RequestOutput, SamplingParams
 
+from tests.engine import adapted
 from tests.engine.configurations import CONFIGURATIONS, Configuration
 from tests.engine.golden import STEPS, VOCAB, Case, cases
 
 Arrays = dict[str, np.ndarray]
 
 
-def main(name: str, checkpoint: str, target: str) -> None:
+def main(name: str, checkpoint: str, adapters: str, target: str) -> None:
     configuration = CONFIGURATIONS[name]
     if configuration.in_tree:
         from tests.engine.in_tree import use_in_tree_class
@@ -36,18 +38,22 @@ def main(name: str, checkpoint: str, target: str) -> None:
         limit_mm_per_prompt={"image": 24},
         **{"enforce_eager": True, **configuration.options},
     )
-    results = {key: value for one in configuration.passes for key, value in run(one, llm, configuration)}
+    results = {
+        key: value for one in configuration.passes for key, value in run(one, llm, configuration, Path(adapters))
+    }
     if configuration.in_process:
         results["model_class"] = np.array(llm.apply_model(lambda model: type(model).__module__))
     np.savez(target, **results)
 
 
-def run(name: str, llm: LLM, configuration: Configuration) -> Iterator[tuple[str, np.ndarray]]:
+def run(name: str, llm: LLM, configuration: Configuration, adapters: Path) -> Iterator[tuple[str, np.ndarray]]:
     begun = time.monotonic()
     if name in ("batch", "again"):
         results = batch(llm)
     elif name == "vision":
         results = {case.name: vision(llm, case) for case in cases().values() if case.image_paths}
+    elif name == "adapters":
+        results = adapted.run(llm, adapters, prompt, sampling(max_tokens=adapted.STEPS, logprobs=VOCAB))
     else:
         assert name == "forced"
         assert configuration.in_process

@@ -160,6 +160,7 @@ def test_everything_else_of_the_engine_is_unreachable(start: Start) -> None:
         "/pause",
         "/collective_rpc",
         "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
         "/dials",
         "/health",
     ):

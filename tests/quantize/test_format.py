@@ -13,8 +13,8 @@ from compressed_tensors.quantization import QuantizationConfig, QuantizationSche
 from safetensors.torch import load_file
 
 from kimi_serve.inputs.config import load_checkpoint
+from kimi_serve.inputs.headers import INDEX
 from kimi_serve.inputs.tensors import expected_tensors
-from kimi_serve.quantize.headers import INDEX
 from kimi_serve.quantize.packing import pack, unpack
 from kimi_serve.quantize.reading import Model
 from kimi_serve.quantize.source import Weights

@@ -139,7 +139,7 @@ def test_two_runs_never_write_to_one_folder(tiny: Path, tmp_path: Path) -> None:
     other = os.open(tmp_path / "target.partial", os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     try:
-        with pytest.raises(QuantizeError, match="another kimi-serve quantize is writing there"):
+        with pytest.raises(QuantizeError, match="another process is writing there"):
             command.run(Options(tiny, tmp_path / "target", "int4"))
     finally:
         os.close(other)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from kimi_serve.inputs.headers import read_header
 from kimi_serve.launch.footprint import BUNDLED
 from kimi_serve.plan import subject, weights
 from kimi_serve.plan.options import Options as Question
 from kimi_serve.plan.weights import Weights
 from kimi_serve.quantize import command
-from kimi_serve.quantize.headers import read_header
 from kimi_serve.quantize.options import Options
 
 VARIANTS: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from kimi_serve import cli
 from kimi_serve.errors import CheckpointError, ConfigError, KimiServeError, QuantizeError
 from kimi_serve.inputs.config import parse_model_config
-from kimi_serve.quantize import command, job, scheme
+from kimi_serve.quantize import command, output, scheme
 from kimi_serve.quantize.options import Options
 
 FULL_SIZE = Path(__file__).parents[1] / "model" / "full_size_config.json"
@@ -94,7 +94,7 @@ def test_prompts_without_a_check(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_disk_without_room(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match=r"needs 9\.00 GB more; its disk has 8\.50 GB free"):
-        job.refuse_without_room(tmp_path, 9_000_000_000, 8_500_000_000)
+        output.refuse_without_room(tmp_path, 9_000_000_000, 8_500_000_000)
 
 
 def change(tiny: Path, tensors: dict[str, torch.Tensor | None]) -> None:

@@ -1,0 +1,1 @@
+"""A LoRA adapter added into a checkpoint's weights, file by file."""
