@@ -93,9 +93,7 @@ Call = Callable[[], object]
 
 
 def in_turns(calls: Sequence[Call], rounds: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The median seconds of each."""
-    for call in calls:
-        call()
+    """The median seconds of each; call each once before."""
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for seconds, call in zip(found, calls, strict=True):
@@ -121,6 +119,8 @@ def prepare(what: str, side: int, limit: int, images: int, rounds: int) -> Prepa
         lambda: processor.all(pictures, threads=1),
         resize,
     ]
+    for call in calls:
+        call()
     torch.set_num_threads(1)
     published, ours, resized = (seconds / images for seconds in in_turns(calls, rounds, time.thread_time))
     one = in_turns(calls[1:2], rounds)[0]
@@ -140,6 +140,7 @@ def see(side: int, images: int, dtype: str, blocks: int, rounds: int) -> Seen:
     patches = torch.randint(0, 256, (images * grid.num_patches, 3, 14, 14), dtype=torch.uint8)
     pixels = ((patches.float() / 255 - 0.5) / 0.5).to(DTYPES[dtype])  # what the published steps hand it
     difference = ours(patches, grids).float() - torch.cat(in_tree(pixels, grids)).float()
+    # Both have run once; products of matrices need no more than these rounds.
     squares = {name: torch.randn(SQUARE, SQUARE, dtype=each) for name, each in DTYPES.items()}
     mine, theirs, *products = in_turns(
         [
