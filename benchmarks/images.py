@@ -34,7 +34,7 @@ from kimi_serve.inputs.image_processor import ImageProcessor
 CORES = len(os.sched_getaffinity(0))
 FULL = VisionConfig(14, 1152, 4304, 27, 16, 64, 64, (2, 2))
 IMAGE = ImageConfig(Geometry(14, 2, 2, 16_384), published_images.MEAN, published_images.STD)
-SQUARE = 2048  # of the matrix products that measure the machine
+SQUARE = 1024  # of the matrix products that measure the machine
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PREPARING_GOAL, TOWER_GOAL = 5.0, 1.5
 
@@ -93,9 +93,7 @@ Call = Callable[[], object]
 
 
 def in_turns(calls: Sequence[Call], rounds: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The median seconds of each."""
-    for call in calls:
-        call()
+    """The median seconds of each; call each once before."""
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for seconds, call in zip(found, calls, strict=True):
@@ -121,6 +119,8 @@ def prepare(what: str, side: int, limit: int, images: int, rounds: int) -> Prepa
         lambda: processor.all(pictures, threads=1),
         resize,
     ]
+    for call in calls:
+        call()
     torch.set_num_threads(1)
     published, ours, resized = (seconds / images for seconds in in_turns(calls, rounds, time.thread_time))
     one = in_turns(calls[1:2], rounds)[0]
@@ -131,7 +131,9 @@ def prepare(what: str, side: int, limit: int, images: int, rounds: int) -> Prepa
     return Prepared(what, 1e3 * published, 1e3 * ours, 1e3 * resized, *per_s)
 
 
-def see(side: int, images: int, dtype: str, blocks: int, rounds: int) -> Seen:
+def see(side: int, images: int, dtype: str, blocks: int, rounds: int, threads: int) -> Seen:
+    """With one thread its processor time counts, which other work on the machine changes little."""
+    torch.set_num_threads(threads)
     vision, grid = replace(FULL, num_hidden_layers=blocks), Grid(side // 14, side // 14)
     torch.manual_seed(0)
     ours = towers.ours(vision, IMAGE, DTYPES[dtype])
@@ -140,6 +142,7 @@ def see(side: int, images: int, dtype: str, blocks: int, rounds: int) -> Seen:
     patches = torch.randint(0, 256, (images * grid.num_patches, 3, 14, 14), dtype=torch.uint8)
     pixels = ((patches.float() / 255 - 0.5) / 0.5).to(DTYPES[dtype])  # what the published steps hand it
     difference = ours(patches, grids).float() - torch.cat(in_tree(pixels, grids)).float()
+    # Both have run once; products of matrices need no more than these rounds.
     squares = {name: torch.randn(SQUARE, SQUARE, dtype=each) for name, each in DTYPES.items()}
     mine, theirs, *products = in_turns(
         [
@@ -149,6 +152,7 @@ def see(side: int, images: int, dtype: str, blocks: int, rounds: int) -> Seen:
             lambda: squares["bfloat16"] @ squares["bfloat16"],
         ],
         rounds,
+        time.thread_time if threads == 1 else time.perf_counter,
     )
     work = images * gigaflop(vision, grid)
     speeds = [2 * SQUARE**3 / seconds / 1e9 for seconds in products]
@@ -245,6 +249,8 @@ def main() -> None:
     parser.add_argument(
         "--sides", type=int, nargs="*", default=[112, 448, 1792], help="pictures of the tower, in pixels"
     )
+    parser.add_argument("--patches", type=int, default=4096, help="of a call, or one picture's")
+    parser.add_argument("--threads", type=int, default=CORES, help="of the tower; 1: processor time is what counts")
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--no-preparing", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
@@ -259,7 +265,9 @@ def main() -> None:
         show_prepared(prepared)
     with towers.alone():
         seen = [
-            see(side, max(1, min(64, (448 // side) ** 2 * 4)), dtype, arguments.blocks, rounds)
+            see(
+                side, max(1, arguments.patches // (side // 14) ** 2), dtype, arguments.blocks, rounds, arguments.threads
+            )
             for dtype in arguments.dtypes
             for side in arguments.sides
         ]
