@@ -31,7 +31,8 @@ class Parts:
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> "Parts":
         latent = vllm_config.model_config.use_mla
-        if not uses_our_kernels(vllm_config.quant_config):
+        # An adapter is added to single linears, which a part in one call would pass by.
+        if not uses_our_kernels(vllm_config.quant_config) or vllm_config.lora_config is not None:
             return cls(LatentAttention if latent else ExpandedAttention, DenseMLP, SparseMLP)
         from kimi_serve.model import cpu_layers  # loads what only a CPU needs
 
