@@ -16,7 +16,7 @@ from vllm.sequence import IntermediateTensors
 
 from kimi_serve.inputs.config import parse_image_config, parse_model_config
 from kimi_serve.model.decoder import LanguageModel
-from kimi_serve.model.lora import PACKED, AdapterNames, Served, keep_the_base_plain
+from kimi_serve.model.lora import PACKED, AdapterNames, Served, adapts_tower, keep_the_base_plain
 from kimi_serve.model.moonvit import MoonViT
 from kimi_serve.model.processing import KimiVLDummyInputsBuilder, KimiVLMultiModalProcessor, KimiVLProcessingInfo
 from kimi_serve.model.projector import Projector
@@ -53,7 +53,13 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, 
         self.num_redundant_experts = vllm_config.parallel_config.eplb_config.num_redundant_experts
         self.encoder_data_parallel = model_config.get_multimodal_config().mm_encoder_tp_mode == "data"
         with self._mark_tower_model(vllm_config, "image"):
-            self.vision_tower = MoonViT(vision, image_config, quant, maybe_prefix(prefix, "vision_tower"))
+            self.vision_tower = MoonViT(
+                vision,
+                image_config,
+                quant,
+                maybe_prefix(prefix, "vision_tower"),
+                in_order=adapts_tower(vllm_config),
+            )
             self.multi_modal_projector = Projector(
                 vision, text.hidden_size, quant, maybe_prefix(prefix, "multi_modal_projector")
             )

@@ -67,9 +67,13 @@ def able_modules(vllm_config: VllmConfig) -> tuple[str, ...]:
         able += (ABSORBED,)
     if not current_platform.is_cpu():  # vLLM has kernels for adapted experts on GPUs only
         able += (EXPERTS,)
-    if vllm_config.lora_config.enable_tower_connector_lora:
+    if adapts_tower(vllm_config):
         able += TOWER
     return able
+
+
+def adapts_tower(vllm_config: VllmConfig) -> bool:
+    return vllm_config.lora_config is not None and vllm_config.lora_config.enable_tower_connector_lora
 
 
 def _layer(name: str) -> str:

@@ -191,7 +191,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, packing: Packing) -> None:
         x += self.attn(self.norm0(x), packing)
-        for part in x.split(passes.FEED_PATCHES):
+        for part in x.split(packing.feed):
             part += self.mlp(self.norm1(part))
 
 
@@ -210,12 +210,22 @@ class Encoder(nn.Module):
 
 
 class MoonViT(nn.Module):
-    """Patches of all images, packed -> the four sub-patches of every token, (tokens, merge, hidden)."""
+    """Patches of all images, packed -> the four sub-patches of every token, (tokens, merge, hidden).
+
+    `in_order`: all images in one pass, as they come. vLLM's layers with adapters know an image by where its rows lie.
+    """
 
     def __init__(
-        self, vision: VisionConfig, image: ImageConfig, quant: QuantizationConfig | None = None, prefix: str = ""
+        self,
+        vision: VisionConfig,
+        image: ImageConfig,
+        quant: QuantizationConfig | None = None,
+        prefix: str = "",
+        *,
+        in_order: bool = False,
     ) -> None:
         super().__init__()
+        self.in_order = in_order
         self.config = vision
         # This name and `config` are what vLLM's data-parallel encoder reads.
         self.merge_kernel_size = vision.merge_kernel_size
@@ -231,7 +241,7 @@ class MoonViT(nn.Module):
     def forward(self, patches: torch.Tensor, grid_hws: torch.Tensor) -> torch.Tensor:
         """patches (sum(h*w), 3, p, p) uint8, grid_hws (images, 2) on the host -> (tokens, merge, hidden).
 
-        In passes: what is held beside the input and the result does not grow with the number of images.
+        In passes, unless in order: what is held beside input and result does not grow with the number of images.
         """
         grids = [Grid(height, width) for height, width in grid_hws.tolist()]
         merge, hidden = math.prod(self.merge_kernel_size), self.config.hidden_size
@@ -239,14 +249,15 @@ class MoonViT(nn.Module):
         lengths = [grid.num_patches for grid in grids]
         parts, places = patches.split(lengths), tokens.split([length // merge for length in lengths])
         most = passes.CPU_PATCHES if patches.device.type == "cpu" else passes.PATCHES
-        for chosen in passes.passes(grids, most):
+        for chosen in [list(range(len(grids)))] if self.in_order else passes.passes(grids, most):
             self._see([parts[n] for n in chosen], [grids[n] for n in chosen], [places[n] for n in chosen])
         return tokens
 
     def _see(self, parts: Sequence[torch.Tensor], grids: Sequence[Grid], places: Sequence[torch.Tensor]) -> None:
         """Patches of one pass's images -> their tokens, written to their places."""
         patches = parts[0] if len(parts) == 1 else torch.cat(parts)
-        packing = Packing(grids, self.head_dim, patches.device)
+        feed = len(patches) if self.in_order else passes.FEED_PATCHES
+        packing = Packing(grids, self.head_dim, patches.device, feed)
         x = self.patch_embed(patches, grids).to(cpu_products.dtype_for(patches.device, self.dtype))
         features = self.encoder(x, packing).split([grid.num_patches for grid in grids])
         for rows, grid, tokens in zip(features, grids, places, strict=True):

@@ -35,7 +35,8 @@ def runs(grids: Sequence[Grid]) -> list[Run]:
 class Packing:
     """Of one pass: computed once, used by every block."""
 
-    def __init__(self, grids: Sequence[Grid], head_dim: int, device: torch.device) -> None:
+    def __init__(self, grids: Sequence[Grid], head_dim: int, device: torch.device, feed: int) -> None:
+        self.feed = feed  # patches that go through a feed-forward layer at a time
         lengths = torch.tensor([grid.num_patches for grid in grids], dtype=torch.int32)
         self.cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
         self.max_seqlen = lengths.max()  # on the host: attention kernels take it as an integer
