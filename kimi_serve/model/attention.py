@@ -60,7 +60,7 @@ class LatentProjections(nn.Module):
             quant_config=quant,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
         )
-        self.kv_a_layernorm = norm(text.kv_lora_rank, KV_NORM_EPS)
+        self.kv_a_layernorm = norm(text.kv_lora_rank, KV_NORM_EPS, quant)
         self.kv_b_proj = ColumnParallelLinear(
             text.kv_lora_rank,
             heads * (text.qk_nope_head_dim + text.v_head_dim),

@@ -52,8 +52,8 @@ class DecoderLayer(nn.Module):
             if text.is_sparse(int(prefix.rsplit(".", 1)[1]))
             else parts.dense(text.hidden_size, text.intermediate_size, vllm_config.quant_config, f"{prefix}.mlp")
         )
-        self.input_layernorm = norm(text.hidden_size, text.rms_norm_eps)
-        self.post_attention_layernorm = norm(text.hidden_size, text.rms_norm_eps)
+        self.input_layernorm = norm(text.hidden_size, text.rms_norm_eps, vllm_config.quant_config)
+        self.post_attention_layernorm = norm(text.hidden_size, text.rms_norm_eps, vllm_config.quant_config)
 
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None
@@ -90,7 +90,11 @@ class Decoder(nn.Module):
             lambda prefix: DecoderLayer(text, vllm_config, prefix),
             prefix=f"{prefix}.layers",
         )
-        self.norm = norm(text.hidden_size, text.rms_norm_eps) if stage.is_last_rank else PPMissingLayer()
+        self.norm = (
+            norm(text.hidden_size, text.rms_norm_eps, vllm_config.quant_config)
+            if stage.is_last_rank
+            else PPMissingLayer()
+        )
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
             ["hidden_states", "residual"], text.hidden_size
         )

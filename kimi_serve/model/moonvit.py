@@ -238,6 +238,7 @@ class MoonViT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.encoder.final_layernorm.weight.dtype
 
+    @torch.no_grad()  # it works in place, and vLLM does not always turn gradients off
     def forward(self, patches: torch.Tensor, grid_hws: torch.Tensor) -> torch.Tensor:
         """patches (sum(h*w), 3, p, p) uint8, grid_hws (images, 2) on the host -> (tokens, merge, hidden).
 

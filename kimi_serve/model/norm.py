@@ -1,11 +1,11 @@
-"""The decoder's norm: vLLM's layer, and on CPUs one call of our kernels where vLLM's is a dozen of torch's."""
+"""The decoder's norm: vLLM's layer, and one call of our kernels where the layers run on these."""
 
 import torch
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.platforms import current_platform
+from vllm.model_executor.layers.quantization import QuantizationConfig
 
 import kimi_serve.kernels.layers  # noqa: F401  defines torch.ops.kimi_serve
-from kimi_serve.kernels import library
+from kimi_serve.model.cpu_routing import uses_our_kernels
 
 DTYPES = (torch.float32, torch.bfloat16)  # that the kernels know
 
@@ -21,6 +21,9 @@ class KernelNorm(RMSNorm):
         return torch.ops.kimi_serve.add_norm.default(x, residual, self.weight, self.variance_epsilon)
 
 
-def norm(size: int, eps: float) -> RMSNorm:
-    on_kernels = current_platform.is_cpu() and library.is_available() and torch.get_default_dtype() in DTYPES
+def norm(size: int, eps: float, quant: QuantizationConfig | None) -> RMSNorm:
+    """Rounded once in the kernel. The published bfloat16 rounds before the weight too, which turns near ties between
+    experts the other way: a checkpoint that is not quantized keeps its roundings.
+    """
+    on_kernels = uses_our_kernels(quant) and torch.get_default_dtype() in DTYPES
     return (KernelNorm if on_kernels else RMSNorm)(size, eps=eps)

@@ -73,14 +73,18 @@ def results(
     """What a configuration's engine gave, by pass/case/what; the engine has ended."""
     folder = tmp_path_factory.mktemp("results")
     done: dict[str, Arrays] = {}
+    failed: dict[str, str] = {}  # an engine that fails is not started again for the next test
 
     def run(name: str) -> Arrays:
+        assert name not in failed, failed[name]
         if name not in done:
             target = folder / f"{name}.npz"
             environment = SHARED | CONFIGURATIONS[name].environment
             arguments = (name, str(quantized(name)), str(adapters(name)), str(target))
             ran = vllm_host.run("-m", "tests.engine.driver", *arguments, timeout=ENGINE_TIMEOUT, **environment)
-            assert ran.status == 0, f"engine {name} ended with {ran.status}:\n{ran.stderr[-6000:]}"
+            if ran.status != 0:
+                failed[name] = f"engine {name} ended with {ran.status}:\n{ran.stderr[-6000:]}"
+                pytest.fail(failed[name])
             with np.load(target) as file:
                 done[name] = dict(file)
         return done[name]
