@@ -12,13 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimi_serve.errors import AdapterError, KimiServeError, QuantizeError
-from kimi_serve.inputs.config import parse_model_config
-from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.merge import command
 from kimi_serve.merge.options import Options
-from kimi_serve.quantize.layout import Output, header
 from tests.merge.adapters import ROOT as PREFIX
 from tests.merge.adapters import draw, write
+from tests.quantize.large import ROWS, growth, widen
 from tests.quantize.test_job import ROOT, SMALL, content, shards
 
 
@@ -108,21 +106,8 @@ def test_a_target_inside_what_is_read_is_refused(tiny: Path, adapter: Path, tmp_
 
 def test_large_tensors_are_never_whole_in_memory(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     """A sparse embedding and an adapted head of 160 MB each pass through a process that stays far below one of them."""
-    config = json.loads((tiny / "config.json").read_text())
-    config["vocab_size"] = config["text_config"]["vocab_size"] = rows = 160_000_000 // 128
-    (tiny / "config.json").write_text(json.dumps(config))
-    outputs = [Output(name, "BF16", shape) for name, shape in expected_tensors(parse_model_config(config)).items()]
-    with (tiny / "model.safetensors").open("wb") as file:
-        file.write(header(outputs))
-        file.truncate(file.tell() + sum(output.nbytes for output in outputs))
+    widen(tiny)
     head = f"{PREFIX}language_model.lm_head"
-    halves = {f"{head}.lora_A.weight": torch.ones(2, 64), f"{head}.lora_B.weight": torch.ones(rows, 2)}
+    halves = {f"{head}.lora_A.weight": torch.ones(2, 64), f"{head}.lora_B.weight": torch.ones(ROWS, 2)}
     write(adapter, halves, {"r": 2, "lora_alpha": 2, "target_modules": ["lm_head"]})
-    code = (
-        "import resource, sys; from kimi_serve import cli; from kimi_serve.merge import command; "
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        f"assert cli.main(['merge-lora', {str(tiny)!r}, {str(adapter)!r}, {str(tmp_path / 'target')!r}]) == 0; "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(shown.stdout.splitlines()[-1]) < 110_000  # kilobytes
+    assert growth("merge-lora", "merge", str(tiny), str(adapter), str(tmp_path / "target")) < 110_000

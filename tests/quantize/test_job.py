@@ -18,11 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimi_serve.errors import QuantizeError
-from kimi_serve.inputs.config import parse_model_config
-from kimi_serve.inputs.tensors import expected_tensors
 from kimi_serve.quantize import command, manifest
-from kimi_serve.quantize.layout import Output, header
 from kimi_serve.quantize.options import Options
+from tests.quantize.large import growth, widen
 
 SMALL = 10_000  # bytes of a shard: the tiny checkpoint then has more than a dozen
 ROOT = Path(__file__).parents[2]
@@ -173,18 +171,5 @@ def test_weights_in_other_formats_and_hidden_files_stay_behind(tiny: Path, tmp_p
 
 def test_a_large_tensor_is_never_whole_in_memory(tiny: Path, tmp_path: Path) -> None:
     """A sparse embedding and head of 160 MB each pass through a process that stays far below one of them."""
-    config = json.loads((tiny / "config.json").read_text())
-    config["vocab_size"] = config["text_config"]["vocab_size"] = 160_000_000 // 128
-    (tiny / "config.json").write_text(json.dumps(config))
-    outputs = [Output(name, "BF16", shape) for name, shape in expected_tensors(parse_model_config(config)).items()]
-    with (tiny / "model.safetensors").open("wb") as file:
-        file.write(header(outputs))
-        file.truncate(file.tell() + sum(output.nbytes for output in outputs))
-    code = (
-        "import resource, sys; from kimi_serve import cli; from kimi_serve.quantize import command; "
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        f"assert cli.main(['quantize', {str(tiny)!r}, {str(tmp_path / 'target')!r}, '--scheme', 'int4']) == 0; "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(shown.stdout.splitlines()[-1]) < 110_000  # kilobytes
+    widen(tiny)
+    assert growth("quantize", "quantize", str(tiny), str(tmp_path / "target"), "--scheme", "int4") < 110_000
