@@ -62,6 +62,7 @@ def plan(wish: Wish, machine: Machine, footprint: Footprint | None, vllm: Path) 
     _require_plugin(wish.environ)
     said = flags.given(wish.arguments)
     if machine.engine == "cpu":
+        _require_one_rank(said)
         chosen, notes = _cpu_flags(said, wish.environ, machine, footprint)
         environment = _cpu_environment(said, wish.environ, machine)
     else:
@@ -81,6 +82,16 @@ def _require_plugin(environ: Mapping[str, str]) -> None:
         raise LaunchError(
             f"VLLM_PLUGINS: {allowed!r} leaves {PLUGIN!r} out, and vLLM would serve its own Kimi-VL class; "
             f"add {PLUGIN} to the list or unset it"
+        )
+
+
+def _require_one_rank(said: Mapping[str, str]) -> None:
+    """vLLM 0.32 starts several on a CPU and fails at the first request: its experts cannot gather tokens there."""
+    asked = said.get("--data-parallel-size", "1")
+    if asked != "1":
+        raise LaunchError(
+            f"--data-parallel-size: {asked} is not supported on CPUs, only 1: vLLM cannot share experts' tokens among "
+            "engines there; start several engines behind one gateway"
         )
 
 

