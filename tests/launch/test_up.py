@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,9 @@ def running(*arguments: object, mode: str = "", **environ: str) -> Iterator[subp
     try:
         yield process
     finally:
+        with suppress(subprocess.TimeoutExpired):
+            process.terminate()  # or what it has started would live on
+            process.wait(30)
         process.kill()
         process.communicate()
 
