@@ -6,7 +6,8 @@ from typing import Final
 
 import msgspec
 
-from kimi_serve.gateway.batches.records import Ending, Usage
+from kimi_serve.gateway.batches.records import Ending, Endpoint, Usage
+from kimi_serve.gateway.dialects import CHAT, RESPONSES
 
 _NEVER_ASKED: Final = {
     "expired": ("batch_expired", "This request was not answered before the batch's completion window ended."),
@@ -19,42 +20,19 @@ def answered(batch: str, number: int, custom_id: str, status: int, request_id: s
     return _line(batch, number, custom_id, response, None)
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    """Of a chat or completion, or by its other names of a response."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-
-
 class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: dict[str, object] | None = None
 
 
-def usage_of(body: bytes) -> Usage:
+def usage_of(endpoint: Endpoint, body: bytes) -> Usage:
     """None of it where an answer says nothing, as errors do."""
+    dialect = RESPONSES if endpoint == "/v1/responses" else CHAT
     try:
-        usage = msgspec.json.decode(body, type=_Answer).usage or _Usage()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        usage = _Usage()
-    into = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
-    out = usage.completion_tokens_details or usage.output_tokens_details or _Details()
-    return Usage(
-        usage.prompt_tokens or usage.input_tokens,
-        into.cached_tokens or 0,
-        usage.completion_tokens or usage.output_tokens,
-        out.reasoning_tokens or 0,
-    )
+        told = dialect.counted(msgspec.json.decode(body, type=_Answer).usage or {})
+        names = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+        return msgspec.convert([told[name] for name in names], Usage)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
+        return Usage()
 
 
 def never_answered(batch: str, number: int, custom_id: str, ending: Ending) -> bytes:

@@ -146,7 +146,9 @@ class Runner:
             answer, name = await self._answered(run, line)
             batch = run.batch
             told = results.answered(batch.id, line.number, line.custom_id, answer.status, name, answer.body)
-            await self._keep(batch, line, told, results.usage_of(answer.body), is_good=answer.status == 200)
+            await self._keep(
+                batch, line, told, results.usage_of(batch.endpoint, answer.body), is_good=answer.status == 200
+            )
 
     async def _keep(self, batch: Batch, line: Line, result: bytes, usage: Usage, *, is_good: bool) -> None:
         """An answer that was paid for is not given up because the disk is full for a while."""
