@@ -42,6 +42,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(workers, "scaling")
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
+        self._lock = threading.Lock()  # for which worker is idle or busy, and whether the pool is closed
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -50,9 +51,13 @@ class Pool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in [*self._idle, *self._busy]:
+        with self._lock:
+            self._is_closed = True
+            for worker in self._busy:
+                worker.kill()  # its thread finds it ended, and closes the pipes that it alone uses
+            idle, self._idle = self._idle, []
+        for worker in idle:
             worker.end()
 
     async def scale(self, job: Job) -> Result:
@@ -60,24 +65,42 @@ class Pool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._scale, job)
 
     def _scale(self, job: Job) -> Result:
-        worker = self._idle.pop() if self._idle else _Worker(self._memory, self._timeout_s)
-        self._busy.add(worker)
+        worker = self._taken()
         try:
             found = worker.do(job, self._timeout_s)
         except BaseException:
             worker.end()
+            with self._lock:
+                self._busy.discard(worker)
             raise
-        finally:
-            self._busy.discard(worker)
-        if self._is_closed:
-            worker.end()
-        else:
-            self._idle.append(worker)
+        self._put_back(worker)
         if "error" not in found.told:
             return Result(str(found.told["media_type"]), found.data)
         if found.told["error"] == "memory":
             raise _too_large(f"needs more than the {self._memory} bytes of memory allowed for it")
         raise ApiError("invalid_image", f"image: cannot be scaled down: {found.told['error']}")
+
+    def _taken(self) -> _Worker:
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+            if worker is not None:
+                self._busy.add(worker)
+                return worker
+        worker = _Worker(self._memory, self._timeout_s)
+        with self._lock:
+            self._busy.add(worker)
+            if self._is_closed:
+                worker.kill()
+        return worker
+
+    def _put_back(self, worker: _Worker) -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            is_kept = not self._is_closed
+            if is_kept:
+                self._idle.append(worker)
+        if not is_kept:
+            worker.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +146,11 @@ class _Worker:
             raise self._lost(timeout_s, "to be decoded and scaled")
         return _Found(said, data)
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def end(self) -> None:
+        """For the thread that uses it alone: a pipe cannot be closed while another thread reads or writes it."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._out, self._in):
