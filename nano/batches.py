@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ SIDES = (3, 4, 5, 6)  # tokens of 28 pixels
 IGNORED = -100
 KINDS = ("simple", "text", "page", "shapes", "which", "words")  # of conversations
 NAMING = {"describe", "colour", "shape", "word", "number"}  # what is asked of simple pictures
+NEAR = 0.02  # of a side: how far beside the mark a point is nearly right
 CROWD = 40  # pictures of a step that trains the tower alone
 
 
@@ -60,6 +62,8 @@ class Batch:
     looks: np.ndarray  # (conversations, length): the picture's token that the next token is read off, or below 0
     values: np.ndarray  # (conversations, length, 3): x, y and count that an answer says, NaN in all other places
     among: list[tuple[int, int, list[int]]] = field(default_factory=list)  # conversation, token before a count, counted
+    near: list[tuple[int, int, np.ndarray]] = field(default_factory=list)  # conversation, token before a digit, shares
+    digits: tuple[int, ...] = ()  # tokens of 0 to 9
     kind: str = ""  # one of KINDS
     seen: list[int] = field(default_factory=list)  # in place of patches: numbers of pictures that were seen before
 
@@ -77,6 +81,7 @@ class Written:
     looks: list[Place | None] = field(default_factory=list)
     values: list[tuple[float, ...]] = field(default_factory=list)
     among: dict[int, tuple[Place, ...]] = field(default_factory=dict)  # by the index of a count
+    near: dict[int, np.ndarray] = field(default_factory=dict)  # by the index of a coordinate's digit: shares of 0 to 9
     tasks: list[str] = field(default_factory=list)  # of the answers
 
     def add(self, ids: list[int]) -> None:
@@ -92,6 +97,7 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.digits = tuple(tokenizer.encode(str(digit))[0] for digit in range(10))
         self.special = {
             n: tokenizer.special_id(f"<|{n}|>")
             for n in (
@@ -128,11 +134,26 @@ class Writer:
         looks = [turn.looks[s] if many and 0 <= s < len(turn.looks) else None for s in starts]
         if turn.among and 0 in starts:
             written.among[len(written.ids) + starts.index(0)] = turn.among
+        if turn.task == "point":
+            written.near |= {len(written.ids) + starts.index(s): w for s, w in digits(turn).items()}
         written.ids += [*ids, self.special["im_end"]]
         written.marks += [number] * (len(ids) + 1)
         written.looks += [*(looks if many or not turn.looks else [turn.looks[0]] * len(ids)), None]
         written.values += [*([turn.values] * len(ids)), ()]
         written.tasks.append("think" if think else turn.task)
+
+
+def digits(turn: Turn) -> dict[int, np.ndarray]:
+    """Of a pointing answer, by the place of each decimal in it: how good every digit would be there.
+
+    A hundredth beside the mark is nearly right and nine hundredths are not: in doubt the middle should be said.
+    """
+    shares = {}
+    for found, value in zip(re.finditer(r"0\.(\d)(\d)", turn.answer), turn.values, strict=True):
+        weights = np.exp(-(((np.arange(100) / 100 - value) / NEAR) ** 2) / 2).reshape(10, 10)
+        for place, share in ((found.start(1), weights.sum(1)), (found.start(2), weights[int(found[1])])):
+            shares[place] = (share / share.sum()).astype(np.float32)
+    return shares
 
 
 class Source:
@@ -234,6 +255,7 @@ class Source:
         values = np.full((len(written), length, 3), np.nan, np.float32)
         tasks: list[str] = []
         among: list[tuple[int, int, list[int]]] = []
+        near: list[tuple[int, int, np.ndarray]] = []
         for row, w in enumerate(written):
             ids[row, : len(w.ids)] = w.ids
             pads = np.flatnonzero(ids[row] == self.writer.special["media_pad"])
@@ -248,6 +270,7 @@ class Source:
                 said = w.values[k + 1]
                 values[row, k, slice(2, 3) if len(said) == 1 else slice(len(said))] = said
             tasks += w.tasks
+            near += [(row, k - 1, shares) for k, shares in w.near.items()]
             among += [
                 (row, k - 1, [int(pads[cell(place, rows, columns)]) for place in places])
                 for k, places in w.among.items()
@@ -267,6 +290,8 @@ class Source:
             looks,
             values,
             among,
+            near,
+            self.writer.digits,
         )
 
 

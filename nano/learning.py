@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,8 +69,15 @@ def answer_loss(model: KimiVl, batch: Batch, hidden: Tensor) -> tuple[Tensor, Te
     targets = torch.from_numpy(batch.targets)
     where = targets >= 0
     logits = model.logits(hidden[where])
+    losses = F.cross_entropy(logits, targets[where], reduction="none")
+    if batch.near:
+        order = where.flatten().cumsum(0).view_as(where) - 1  # of a token among the answers'
+        soft = torch.tensor([int(order[row, k]) for row, k, _ in batch.near])
+        shares = torch.from_numpy(np.stack([shares for _, _, shares in batch.near]))
+        digits = logits[soft].log_softmax(-1)[:, list(batch.digits)]
+        losses = losses.index_copy(0, soft, -(shares * digits).sum(-1))
     return (
-        F.cross_entropy(logits, targets[where]),
+        losses.mean(),
         logits.argmax(-1) == targets[where],
         torch.from_numpy(batch.answers)[where],
     )

@@ -13,7 +13,7 @@ from nano import batches, start
 from nano.batches import Batch, Source
 from nano.guides import Guides, counting, scores
 from nano.labels import CHARACTERS
-from nano.learning import see
+from nano.learning import answer_loss, see
 from nano.train import Run
 from tests.oracle.decoder import Layer
 
@@ -108,3 +108,34 @@ def test_who_counts_shares_attention_between_all_that_is_counted(run: Run) -> No
         assert all(shapes[np.flatnonzero(pads == row * batch.ids.shape[1] + k)[0]] > 0 for k in counted)
         assert share.sum() == pytest.approx(1)
         assert share[0] == pytest.approx(1 / (said + 1))
+
+
+def test_a_points_digits_stand_where_they_are_said_and_the_said_one_is_best(run: Run) -> None:
+    batch = batch_of(run, "shapes", "point")
+    assert len(batch.near) == 4 * len(batch.ids)  # two of x and two of y
+    for row, position, shares in batch.near:
+        said = batch.digits.index(int(batch.targets[row, position]))
+        assert shares.sum() == pytest.approx(1, abs=1e-6)
+        assert shares[said] > 0.6 * shares.max()  # 0.4949 is said 0.49; a first digit may be as good as its neighbour
+
+
+def test_of_two_wrong_digits_the_nearer_costs_less(run: Run) -> None:
+    """With the digit alone as the target, both would cost the same."""
+    batch = batch_of(run, "shapes", "point")
+    row, position, shares = batch.near[1]  # hundredths of x
+    hidden = run.model.hidden(torch.from_numpy(batch.ids), see(run.model, batch)).detach()
+    best = int(shares.argmax())
+    near, far = (best - 1, best - 6) if best > 5 else (best + 1, best + 6)
+
+    def loss_of_saying(digit: int) -> float:
+        def logits(rows: Tensor) -> Tensor:
+            made = torch.zeros(len(rows), run.model.language_model.lm_head.out_features)
+            made[order, batch.digits[digit]] = 9.0
+            return made
+
+        order = int((torch.from_numpy(batch.targets) >= 0).flatten().cumsum(0)[row * batch.ids.shape[1] + position]) - 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run.model, "logits", logits)
+            return float(answer_loss(run.model, batch, hidden)[0])
+
+    assert loss_of_saying(best) < loss_of_saying(near) < loss_of_saying(far)
