@@ -1,7 +1,7 @@
 """The join: KimiVLForConditionalGeneration as vLLM builds and calls it. Everything it does is elsewhere."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
 
+from kimi_serve.errors import ConfigError
 from kimi_serve.inputs.config import parse_image_config, parse_model_config
 from kimi_serve.model.decoder import LanguageModel
 from kimi_serve.model.lora import PACKED, AdapterNames, Served, adapts_tower, keep_the_base_plain
@@ -38,7 +39,7 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, 
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        if modality != "image":
+        if modality not in ("image", "image_embeds"):
             raise ValueError(f"modality {modality!r} is not supported; supported: image")
         return "<|media_start|>image<|media_content|><|media_pad|><|media_end|>"
 
@@ -50,6 +51,8 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, 
         self.model_config = parse_model_config(model_config.hf_config.to_dict())
         image_config = parse_image_config(model_config.hf_image_processor_config)
         vision, text = self.model_config.vision, self.model_config.text
+        _refuse_adapted_rows(vllm_config)
+        _refuse_rows_for_nobody(vllm_config)
         self.num_redundant_experts = vllm_config.parallel_config.eplb_config.num_redundant_experts
         self.encoder_data_parallel = model_config.get_multimodal_config().mm_encoder_tp_mode == "data"
         with self._mark_tower_model(vllm_config, "image"):
@@ -71,9 +74,19 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, 
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(
-        self, *, pixel_values: torch.Tensor | None = None, image_grid_hws: torch.Tensor | None = None, **_: object
+        self,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_hws: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        **_: object,
     ) -> tuple[torch.Tensor, ...]:
-        """pixel_values (sum(h*w), 3, p, p) uint8, image_grid_hws (images, 2) -> per image (tokens, text hidden)."""
+        """pixel_values (sum(h*w), 3, p, p) uint8, image_grid_hws (images, 2) -> per image (tokens, text hidden).
+
+        image_embeds are such rows already, and stay what they are.
+        """
+        if image_embeds is not None:
+            return tuple(image_embeds)
         if pixel_values is None or image_grid_hws is None:
             return ()
         tokens = (image_grid_hws.prod(-1) // math.prod(self.model_config.vision.merge_kernel_size)).tolist()
@@ -123,7 +136,30 @@ class KimiVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, 
         keep_the_base_plain(manager)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        loaded = load_weights(self, self.model_config, weights, self.num_redundant_experts)
+        loaded = load_weights(
+            self,
+            self.model_config,
+            weights,
+            self.num_redundant_experts,
+            encoder_only=self.vllm_config.is_mm_encoder_only,
+        )
         if isinstance(self.vision_tower, MoonViT):  # absent when no image is allowed
             self.vision_tower.patch_embed.pos_emb.forget()
         return loaded
+
+
+def _refuse_adapted_rows(vllm_config: VllmConfig) -> None:
+    """vLLM 0.32 counts a step's rows for the tower's adapters as if all came from one call of the tower."""
+    if adapts_tower(vllm_config) and vllm_config.model_config.get_multimodal_config().enable_mm_embeds:
+        raise ConfigError(
+            "enable_mm_embeds: is not supported with enable_tower_connector_lora; "
+            "rows that come in a request pass no adapter of the tower, so leave one of both out"
+        )
+
+
+def _refuse_rows_for_nobody(vllm_config: VllmConfig) -> None:
+    if vllm_config.is_mm_encoder_only and vllm_config.ec_transfer_config is None:
+        raise ConfigError(
+            "mm_encoder_only: is not supported without ec_transfer_config; "
+            "the rows that such an engine makes would go nowhere, and it has no decoder to answer with"
+        )

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -12,7 +12,14 @@ from vllm.config.multimodal import MultiModalDummyOptions
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.media import MediaWithBytes
-from vllm.multimodal.parse import ImageProcessorItems, ModalityDataItems, MultiModalDataItems, MultiModalDataParser
+from vllm.multimodal.parse import (
+    EmbeddingFieldRole,
+    ImageEmbeddingItems,
+    ImageProcessorItems,
+    ModalityDataItems,
+    MultiModalDataItems,
+    MultiModalDataParser,
+)
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -25,12 +32,25 @@ from kimi_serve.errors import ImageError
 from kimi_serve.inputs.config import ImageConfig, parse_image_config
 from kimi_serve.inputs.geometry import Geometry
 from kimi_serve.inputs.image_processor import ImageProcessor
+from kimi_serve.model.image_rows import GRIDS, ROWS, RowReader
 
 MAX_IMAGES = 512  # a prompt; more do not fit 131,072 tokens at a useful size
 
 
 class KimiVLDataParser(MultiModalDataParser):
-    """Leaves images in their own mode: vLLM's own lays transparent ones on white, where the model drops alpha."""
+    """Leaves images in their own mode: vLLM's own lays transparent ones on white, where the model drops alpha.
+
+    Rows in place of images are read where the operator allows them.
+    """
+
+    # What vLLM reads of a request's part, and what an encoder's engine says of a picture beside its rows.
+    embedding_fields: ClassVar[Mapping[str, Mapping[str, EmbeddingFieldRole]]] = {
+        "image": {ROWS: "values", GRIDS: "metadata"}
+    }
+
+    def __init__(self, rows: RowReader | None) -> None:
+        super().__init__()
+        self._rows = rows
 
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         images = [data] if isinstance(data, Image.Image | MediaWithBytes) else data
@@ -38,14 +58,29 @@ class KimiVLDataParser(MultiModalDataParser):
             isinstance(item, Image.Image | MediaWithBytes | None) for item in images
         ):
             return ImageProcessorItems(images)
+        if _are_rows(data):
+            if self._rows is None:
+                raise ImageError(f"{ROWS}: this engine takes pictures only; --enable-mm-embeds makes it take rows")
+            return ImageEmbeddingItems(self._rows.read(data))
         return super()._parse_image_data(data)
+
+
+def _are_rows(data: Any) -> bool:
+    return isinstance(data, Mapping | torch.Tensor) or (
+        isinstance(data, list | tuple) and any(isinstance(item, torch.Tensor) for item in data)
+    )
 
 
 class KimiVLProcessingInfo(BaseProcessingInfo):
     """What vLLM asks about images before it has one."""
 
     def get_data_parser(self) -> MultiModalDataParser:
-        return KimiVLDataParser(expected_hidden_size=self._get_expected_hidden_size())
+        config = self.ctx.model_config
+        if not self.ctx.get_mm_config().enable_mm_embeds:
+            return KimiVLDataParser(None)
+        # A limit of 0 leaves out the tower, and vLLM sets none for rows then.
+        most = self.allowed_mm_limits["image"] or MAX_IMAGES
+        return KimiVLDataParser(RowReader(config.get_inputs_embeds_size(), config.dtype, self.geometry, most))
 
     @cached_property
     def image_config(self) -> ImageConfig:
@@ -111,6 +146,8 @@ class KimiVLMultiModalProcessor(BaseMultiModalProcessor[KimiVLProcessingInfo]):
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
+        if ROWS in hf_inputs:
+            return {key: MultiModalFieldConfig.batched("image", keep_on_cpu=key == GRIDS) for key in (ROWS, GRIDS)}
         grids = hf_inputs.get("image_grid_hws", torch.empty((0, 2), dtype=torch.long))
         return {
             "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", grids.prod(-1)),
@@ -126,7 +163,10 @@ class KimiVLMultiModalProcessor(BaseMultiModalProcessor[KimiVLProcessingInfo]):
         token = self.info.image_token_id
 
         def placeholder_run(index: int) -> list[int]:
-            size = mm_items.get_items("image", ImageProcessorItems).get_image_size(index)
+            images = mm_items.get_items("image", (ImageEmbeddingItems, ImageProcessorItems))
+            if isinstance(images, ImageEmbeddingItems):
+                return [token] * images.get_feature_size(index)
+            size = images.get_image_size(index)
             return [token] * self.info.geometry.num_tokens(size.width, size.height)
 
         return [PromptReplacement(modality="image", target=[token], replacement=placeholder_run)]

@@ -56,7 +56,7 @@ class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
         messages, parts = self._read(messages)
         try:
             conversation, images, uuids = self._parse(messages, params)
-        except image_parts.UNREADABLE as error:
+        except image_parts.unreadable(parts) as error:
             raise self._named(error, parts, params) from error
         return conversation, self._prompt(conversation, parts, images, uuids, params)
 
@@ -68,7 +68,7 @@ class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
             conversation, images, uuids = await parse_chat_messages_async(
                 messages, self.model_config, **_media_options(params)
             )
-        except image_parts.UNREADABLE as error:
+        except image_parts.unreadable(parts) as error:
             raise await self._named_async(error, parts, params) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise VLLMUnprocessableEntityError(
@@ -82,6 +82,7 @@ class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
         messages = image_parts.settled(messages)
         parts = image_parts.find(messages)
         image_parts.check_urls(parts, local_files=bool(self.model_config.allowed_local_media_path))
+        image_parts.check_rows(parts)
         return messages, parts
 
     def _parse(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> tuple[Any, Any, Any]:
@@ -92,8 +93,8 @@ class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
         for part in image_parts.inlined(parts):
             try:
                 self._parse([{"role": "user", "content": [part.part]}], params)
-            except image_parts.UNREADABLE as found:
-                return part.refused(found)
+            except image_parts.unreadable([part]) as found:
+                return part.refused_reading(found)
         return VLLMValidationError(str(error), parameter="messages")
 
     def _prompt(
@@ -104,7 +105,7 @@ class KimiVLRenderer(BaseRenderer[KimiVLTokenizer]):
         uuids: Any,
         params: ChatParams,
     ) -> TokensPrompt:
-        if images is not None and "image" in images:
+        if images is not None and isinstance(images.get("image"), list):  # rows may come as one tensor
             image_parts.check_images(parts, images["image"], self._geometry)
         prompt = TokensPrompt(prompt_token_ids=self._render(conversation, params))
         if images is not None:

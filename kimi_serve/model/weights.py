@@ -18,6 +18,7 @@ from kimi_serve.inputs.tensors import Shape, expected_tensors
 _TOWER_ATTENTION = re.compile(r"(vision_tower\.encoder\.blocks\.\d+)\.(wqkv|wo)\b")
 _GATE_UP = re.compile(r"\.mlp\.(shared_experts\.)?(gate_proj|up_proj)\b")
 _EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.")
+DECODER = "language_model."
 _SHARDS = {"gate_proj": 0, "up_proj": 1}
 
 
@@ -28,9 +29,10 @@ class Inventory:
     vLLM's quantization method knows their shapes.
     """
 
-    def __init__(self, expected: dict[str, Shape], *, quantized: bool) -> None:
+    def __init__(self, expected: dict[str, Shape], *, quantized: bool, optional: str | None = None) -> None:
         self.expected = expected
         self.quantized = quantized
+        self.optional = optional  # names that begin so may be missing
         self._modules = {_module(name) for name in expected}
         self._seen: set[str] = set()
 
@@ -48,10 +50,13 @@ class Inventory:
 
     def finish(self) -> None:
         """Raise CheckpointError for the tensors that never came."""
-        missing = [name for name in self.expected if name not in self._seen]
+        missing = [name for name in self.expected if name not in self._seen and not self._is_optional(name)]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(f"missing from the checkpoint: {', '.join(missing[:3])}{more}")
+
+    def _is_optional(self, name: str) -> bool:
+        return self.optional is not None and name.startswith(self.optional)
 
 
 def _module(name: str) -> str:
@@ -134,12 +139,16 @@ def load_weights(
     config: ModelConfig,
     weights: Iterable[tuple[str, torch.Tensor]],
     num_redundant_experts: int = 0,
+    *,
+    encoder_only: bool = False,
 ) -> set[str]:
     """Load all of `weights`, checked by name and shape; the parameters that were filled.
 
+    With `encoder_only` the model has no decoder, and vLLM leaves out files that hold nothing else.
     Raises CheckpointError naming the first tensor that is unexpected, mis-shaped or missing.
     """
-    inventory = Inventory(expected_tensors(config), quantized=config.quantization is not None)
+    optional = DECODER if encoder_only else None
+    inventory = Inventory(expected_tensors(config), quantized=config.quantization is not None, optional=optional)
     loader = Loader(model, config, num_redundant_experts)
     for name, tensor in weights:
         inventory.check(name, tensor)

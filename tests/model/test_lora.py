@@ -1,8 +1,6 @@
 """Which modules of an adapter an engine applies, what vLLM is told of it, and the upstream fault that we mend."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from kimi_serve.errors import AdapterError
 from kimi_serve.model import lora
 from kimi_serve.model.lora import AdapterNames, Served
+from tests.vllm_host import Host
 
-ROOT = Path(__file__).parents[2]
 LAYER = "language_model.model.layers.1"
 BLOCK = "vision_tower.encoder.blocks.0"
 MODULES = frozenset(
@@ -112,7 +110,7 @@ for options in json.loads(sys.argv[2]):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_vllm_is_told_which_layers_and_whose_worker(golden_pack: Path) -> None:
+def test_vllm_is_told_which_layers_and_whose_worker(vllm_host: Host, golden_pack: Path) -> None:
     asked = [
         {},
         {"enable_tower_connector_lora": True, "worker_cls": "somebody.elses.Worker"},
@@ -120,14 +118,8 @@ def test_vllm_is_told_which_layers_and_whose_worker(golden_pack: Path) -> None:
         {"lora_target_modules": ["q_proj", "gate"]},
         {"enable_tower_connector_lora": True, "mm_encoder_tp_mode": "data"},
     ]
-    shown = subprocess.run(
-        [sys.executable, "-c", PROBE, golden_pack / "checkpoint", json.dumps(asked)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=500,
-    )
+    shown = vllm_host.run("-c", PROBE, str(golden_pack / "checkpoint"), json.dumps(asked), timeout=500)
+    assert shown.status == 0, shown.stderr[-3000:]
     lines = [json.loads(line.removeprefix("SAID")) for line in shown.stdout.splitlines() if line.startswith("SAID")]
     plain, tower, some, router, data = lines
     assert plain[0] == "kimi_serve.model.cpu_worker.CpuWorker"

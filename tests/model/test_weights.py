@@ -147,6 +147,21 @@ def test_missing_tensor_is_named():
         inventory(without=("head.weight",)).finish()
 
 
+def test_only_the_rest_is_missed_where_a_part_of_the_model_is_optional():
+    checked = Inventory(EXPECTED, quantized=False, optional="tower.")
+    for name in ("norm.weight", "x.weight"):
+        checked.check(name, torch.empty(EXPECTED[name]))
+    with pytest.raises(CheckpointError, match=r"missing from the checkpoint: head\.weight$"):
+        checked.finish()
+    checked.check("head.weight", torch.empty(3, 2))
+    checked.finish()
+
+
+def test_a_tensor_of_an_optional_part_is_checked_all_the_same():
+    with pytest.raises(CheckpointError, match=r"'tower\.wo\.bias' has shape \(5,\)"):
+        Inventory(EXPECTED, quantized=False, optional="tower.").check("tower.wo.bias", torch.empty(5))
+
+
 def test_many_missing_tensors_are_counted():
     with pytest.raises(CheckpointError, match=r"tower\.wo\.weight, tower\.wo\.bias, head\.weight and 2 more$"):
         inventory(without=tuple(EXPECTED)).finish()
