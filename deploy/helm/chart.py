@@ -27,6 +27,7 @@ OWNED: Final = {
     "listen": {"host", "port"},
     "replicas": {"urls", "dns"},
     "keys": {"file", "environment", "sqlite"},
+    "files": {"folder"},
 }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from jsonschema import Draft7Validator
 
 Json = dict[str, Any]
 
@@ -79,7 +80,22 @@ def of_object(schema: Json, part: Json) -> SearchStrategy[Json]:
     )
     more = part.get("additionalProperties")
     if not isinstance(more, dict):
-        return fixed
+        return fixed.map(lambda value: settled(part, value))
     refused = part["propertyNames"].get("not", {}).get("enum", [])
     names = st.from_regex(r"[a-z]{1,8}", fullmatch=True).filter(lambda name: name not in refused)
     return st.dictionaries(names, drawn(schema, more), max_size=2)
+
+
+def settled(part: Json, value: Json) -> Json:
+    """With what follows from it by the rules `if` and `then`."""
+    for rule in part.get("allOf", []):
+        if Draft7Validator(rule["if"]).is_valid(value):
+            value = demanded(rule["then"], value)
+    return value
+
+
+def demanded(part: Json, value: Json) -> Json:
+    return value | {
+        name: one["const"] if "const" in one else demanded(one, value.get(name, {}))
+        for name, one in part["properties"].items()
+    }

@@ -148,3 +148,15 @@ def test_what_scales_itself_has_no_fixed_replicas() -> None:
         assert "replicas" not in one["spec"]
     targets = [one["spec"]["scaleTargetRef"]["kind"] for one in made if "scaleTargetRef" in one.get("spec", {})]
     assert sorted(targets) == ["Deployment", "Deployment", "LeaderWorkerSet"]
+
+
+def test_files_have_one_gateway_which_leaves_before_the_next_begins() -> None:
+    made = chart.objects({"gateway": {"replicas": 1, "filesClaim": "kept"}})
+    gateway = of_kind(made, "Deployment")["demo-gateway"]["spec"]
+    assert (gateway["replicas"], gateway["strategy"]) == (1, {"type": "Recreate"})
+    pod = gateway["template"]["spec"]
+    [volume] = [volume["name"] for volume in pod["volumes"] if volume.get("persistentVolumeClaim")]
+    [mount] = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == volume]
+    settings = tomllib.loads(of_kind(made, "ConfigMap")["demo-gateway"]["data"]["gateway.toml"])
+    assert settings["files"]["folder"].startswith(mount["mountPath"] + "/")
+    assert "readOnly" not in mount
