@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -25,6 +25,17 @@ _WARM_UP_S: Final = 3.0
 
 class BenchError(RuntimeError):
     """vllm bench serve did not end well."""
+
+
+Program = Callable[[list[str], Mapping[str, str], Path], int]  # arguments, environment and log to an exit status
+
+
+def run_program(arguments: list[str], environment: Mapping[str, str], log: Path) -> int:
+    """The exit status."""
+    with log.open("wb") as said:
+        return subprocess.run(
+            arguments, stdout=said, stderr=said, env={**os.environ, **environment}, timeout=LONGEST_S, check=False
+        ).returncode
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,7 @@ class Check:
     rate: float
     seconds: float
     out: Path
+    program: Program = run_program
 
     def __post_init__(self) -> None:
         if len(self.scenario.parts) != 1 or not isinstance(self.scenario.parts[0], TextPart | ImagesPart):
@@ -79,17 +91,9 @@ class Check:
         asks.write_text("".join(self._line(number, f"{salt:06d}") + "\n" for number in range(self.requests)))
         keys = {} if self.asked.key is None else {"OPENAI_API_KEY": self.asked.key}
         log = self.out / f"theirs-{salt}.log"
-        with log.open("wb") as said:
-            done = subprocess.run(
-                self._command(asks, result),
-                stdout=said,
-                stderr=said,
-                env={**os.environ, **keys},
-                timeout=LONGEST_S,
-                check=False,
-            )
-        if done.returncode:
-            raise BenchError(f"vllm bench serve ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+        status = self.program(self._command(asks, result), keys, log)
+        if status:
+            raise BenchError(f"vllm bench serve ended with {status}:\n{log.read_text()[-2000:]}")
         return theirs(json.loads((self.out / result).read_text()), self.requests)
 
     def _line(self, number: int, salt: str) -> str:

@@ -136,7 +136,7 @@ class Exchange:
             if replica is None and tries == 1 and _was_hung_up(last):
                 replica = gateway.fleet.choose(work.prompt, replace(request, excluded=frozenset()))
             if last is not None:
-                if replica is None or not (_was_refused(last) or gateway.retries.try_spend()):
+                if replica is None or not (_costs_nothing(last, tries) or gateway.retries.try_spend()):
                     return _outcome(last)
                 gateway.metrics.retries.inc()
                 assert attempt is not None
@@ -310,6 +310,13 @@ def rename_thoughts(data: bytes, name: str) -> bytes:
     if name == "reasoning" or b'"reasoning":' not in data:
         return data
     return data.replace(b'"reasoning":', b'"reasoning_content":')
+
+
+def _costs_nothing(last: ApiError | Response, tries: int) -> bool:
+    """Where all requests of a lost engine move at once, no more work is done than before: a share of them would be a
+    limit at the wrong time. Only the first time: what loses two engines may be the request.
+    """
+    return _was_refused(last) or (tries == 1 and isinstance(last, UpstreamError) and last.is_lost)
 
 
 def _was_refused(last: ApiError | Response) -> bool:

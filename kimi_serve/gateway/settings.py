@@ -54,7 +54,7 @@ class Replicas(Section):
     refresh_s: float = Field(default=10.0, gt=0, description="seconds between look-ups of the engines")
     check_s: float = Field(default=5.0, gt=0, description="seconds between health checks of an engine")
     retry_percent: int = Field(
-        default=10, ge=0, le=100, description="at most this share of requests is sent a second time"
+        default=10, ge=0, le=100, description="most requests sent twice, in percent, but for those of a lost engine"
     )
 
 

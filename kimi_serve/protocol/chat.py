@@ -178,6 +178,9 @@ def _images(messages: Sequence[Json]) -> Iterator[ImagePart]:
         if isinstance(content, list):
             for number, part in enumerate(content):
                 where = f"messages[{index}].content[{number}]"
+                if isinstance(part, dict) and _holds_rows(part):
+                    what = f"{where}: image_embeds cannot be counted before an engine reads them; send the picture"
+                    raise ApiError("invalid_value", what, param=where)
                 if isinstance(part, dict) and _is_image(part):
                     yield _image(part, where)
 
@@ -193,6 +196,12 @@ def _files(messages: Sequence[Json]) -> Iterator[FilePart]:
                 yield files.of_file(part, content, where)
             elif isinstance(part, dict) and part.get("type") == "video_url":
                 yield files.of_video(part, content, where)
+
+
+def _holds_rows(part: Json) -> bool:
+    """Whether an engine would take it for a tower's rows in place of a picture."""
+    kind = part.get("type")
+    return kind == "image_embeds" or (kind is None and "image_embeds" in part)
 
 
 def _is_image(part: Json) -> bool:

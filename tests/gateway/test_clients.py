@@ -11,7 +11,8 @@ import openai
 import pytest
 
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import eventually, image, png
+from tests.gateway.test_gateway import image, png
+from tests.waiting import eventually
 
 TEXT = " ha"
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.conftest import Start
-from tests.gateway.test_gateway import error_of, eventually
+from tests.gateway.test_gateway import error_of
 from tests.gateway.test_key_stores import metric
 from tests.gateway.test_tenants import made
+from tests.waiting import eventually
 
 DAY = 86_400.0
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from kimi_serve.testing.answers import ROUTES, Kind
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import eventually, image, png
+from tests.gateway.test_gateway import image, png
 from tests.gateway.test_tenants import made
+from tests.waiting import eventually
 
 REMEMBERS = {"image_memory": 100}
 Json = dict[str, object]

@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
@@ -15,6 +13,7 @@ from PIL import Image
 
 from kimi_serve.gateway.forward import rename_thoughts
 from tests.gateway.conftest import MODEL, Front, Start
+from tests.waiting import eventually
 
 
 def png(width: int = 56, height: int = 84) -> str:
@@ -32,13 +31,6 @@ def error_of(response: httpx.Response, status: int, code: str) -> dict[str, obje
     error: dict[str, object] = response.json()["error"]
     assert error["code"] == code
     return error
-
-
-def eventually(is_true: Callable[[], bool], seconds: float = 2.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.01)
 
 
 def test_a_body_that_needs_no_rewriting_goes_on_byte_for_byte(start: Start) -> None:
@@ -176,6 +168,15 @@ def test_an_engine_that_fails_before_its_answer_is_replaced_by_another(start: St
     front.assert_idle()
 
 
+def test_a_request_that_lost_two_engines_asks_a_third_only_within_the_limit_of_retries(start: Start) -> None:
+    front = start(engines=3, dials={"fail": "refuse"}, replicas={"retry_percent": 0})
+    while front.gateway.retries.try_spend():
+        pass
+    error_of(front.chat("x"), 502, "upstream_error")
+    assert sum(engine.record.count for engine in front.engines) == 2
+    front.assert_idle()
+
+
 def test_an_engine_that_dies_mid_stream_ends_the_stream_with_an_error_event(start: Start) -> None:
     front = start(dials={"fail": "die_mid_stream", "after_tokens": 3})
     response = front.chat("hello", stream=True)
@@ -194,8 +195,8 @@ def test_a_client_that_leaves_cancels_upstream_within_a_second(start: Start, dia
         request = leaving.build_request("POST", "/v1/chat/completions", json=body)
         with suppress(httpx.ReadTimeout), closing(leaving.send(request, stream=True)) as stream:
             next(stream.iter_raw())
-    eventually(lambda: len(front.engines[0].record.aborts) == 1, 1.0)
-    eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 0, 1.0)
+    eventually(lambda: len(front.engines[0].record.aborts) == 1)
+    eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 0)
     front.assert_idle()
 
 
@@ -294,4 +295,24 @@ def test_every_prompt_of_a_list_is_counted(start: Start) -> None:
         400,
         "context_length_exceeded",
     )
+    front.assert_idle()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_embeds", "image_embeds": "AAAA"},
+        {"type": "image_embeds", "image_embeds": {"image_embeds": "AAAA", "image_grid_hws": [4, 6]}},
+        {"type": "image_embeds", "image_embeds": None, "uuid": "x"},
+        {"image_embeds": "AAAA"},
+    ],
+)
+def test_a_towers_rows_are_refused_before_any_engine_sees_them(start: Start, part: dict[str, object]) -> None:
+    front = start()
+    content = [{"type": "text", "text": "What is this?"}, part]
+    body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    error = error_of(front.http.post("/v1/chat/completions", json=body), 400, "invalid_value")
+    assert error["param"] == "messages[0].content[1]"
+    assert "image_embeds cannot be counted" in str(error["message"])
+    assert not front.engines[0].record.requests
     front.assert_idle()

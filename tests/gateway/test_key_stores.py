@@ -17,7 +17,8 @@ import pytest
 from kimi_serve.gateway.tenants.verify import Pace
 from tests.gateway.conftest import Front, Start, running
 from tests.gateway.tenants.postgres_server import PASSWORD, PostgresServer
-from tests.gateway.test_gateway import error_of, eventually
+from tests.gateway.test_gateway import error_of
+from tests.waiting import eventually
 
 SALT = "a secret of many letters"
 Header = dict[str, str]

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from kimi_serve.testing.serving import in_thread
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import eventually
+from tests.waiting import eventually
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -258,6 +258,6 @@ def test_a_client_that_leaves_cancels_upstream(start: Start, dials: dict[str, ob
         request = leaving.build_request("POST", "/v1/messages", json=body)
         with suppress(httpx.ReadTimeout), closing(leaving.send(request, stream=True)) as stream:
             next(stream.iter_raw())
-    eventually(lambda: len(front.engines[0].record.aborts) == 1, 1.0)
-    eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 0, 1.0)
+    eventually(lambda: len(front.engines[0].record.aborts) == 1)
+    eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 0)
     front.assert_idle()

@@ -11,7 +11,8 @@ from kimi_serve.gateway.counting import Histogram
 from kimi_serve.gateway.metrics import Metrics
 from kimi_serve.gateway.streaming import GAP_BOUNDS_S
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import eventually, image, png
+from tests.gateway.test_gateway import image, png
+from tests.waiting import eventually
 
 NOT_BASE = ("_ms", "_us", "_ns", "_milliseconds", "_minutes", "_kb", "_mb", "_kib", "_mib", "_percent", "_per_second")
 RESERVED = ("_total", "_count", "_sum", "_bucket", "_created")

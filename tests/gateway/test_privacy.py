@@ -26,8 +26,9 @@ from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.serving import in_thread
 from tests.gateway.collector import Collector, collecting
 from tests.gateway.conftest import MODEL, Front, wait_ready
-from tests.gateway.test_gateway import eventually, png
+from tests.gateway.test_gateway import png
 from tests.gateway.test_tenants import made
+from tests.waiting import eventually
 
 MARK = "cAnArY"
 RAW = f"{MARK} is not a picture".encode()

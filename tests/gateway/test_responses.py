@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from kimi_serve.testing.serving import in_thread
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import error_of, eventually
+from tests.gateway.test_gateway import error_of
 from tests.gateway.test_messages import CHAT_PICTURE, CHAT_TOOL, DATA, HELLO, SCHEMA, chat_count, events, png
+from tests.waiting import eventually
 
 TOOL = {"type": "function", "name": "weather", "description": "Says how it is.", "parameters": SCHEMA}
 PICTURE = {"type": "input_image", "detail": "auto", "image_url": f"data:image/png;base64,{DATA}"}
@@ -241,6 +242,6 @@ def test_a_client_that_leaves_cancels_upstream(start: Start, dials: dict[str, ob
         request = leaving.build_request("POST", "/v1/responses", json={"input": "Hello", "stream": True})
         with suppress(httpx.ReadTimeout), closing(leaving.send(request, stream=True)) as stream:
             next(stream.iter_raw())
-    eventually(lambda: len(front.engines[0].record.aborts) == 1, 1.0)
-    eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 0, 1.0)
+    eventually(lambda: len(front.engines[0].record.aborts) == 1)
+    eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 0)
     front.assert_idle()

@@ -18,9 +18,10 @@ from kimi_serve.gateway.tenants.limits import Limits
 from tests.gateway.conftest import MODEL, Front, Start
 from tests.gateway.tenants.redis_server import Server
 from tests.gateway.tenants.test_redis import gateway, key_of
-from tests.gateway.test_gateway import HELLO, eventually
+from tests.gateway.test_gateway import HELLO
 from tests.gateway.test_key_stores import SALT, metric
 from tests.gateway.test_tenants import made
+from tests.waiting import eventually
 
 
 @pytest.fixture

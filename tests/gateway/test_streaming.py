@@ -19,6 +19,7 @@ from kimi_serve.protocol.sse import DONE, KEEP_ALIVE, Splitter, data_of, event
 from kimi_serve.testing.dials import Dials
 from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.serving import Served, in_thread
+from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 ROLE = event('{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}')
@@ -331,13 +332,6 @@ def payload(response: bytes) -> bytes:
         body += rest[: int(size, 16)]
         rest = rest[int(size, 16) + 2 :]
     return bytes(body)
-
-
-def eventually(holds: object, within: float = 5.0) -> None:
-    deadline = time.monotonic() + within
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come to hold in time"
-        time.sleep(0.005)
 
 
 def direct(engine_url: str, **dials: object) -> bytes:

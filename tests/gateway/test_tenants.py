@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import HELLO, error_of, eventually
+from tests.gateway.test_gateway import HELLO, error_of
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -29,9 +29,16 @@ class UpstreamError(ApiError):
     """An engine that could not be reached, broke off or stayed silent; `stage` is what was being waited for."""
 
     def __init__(
-        self, code: Literal["upstream_error", "upstream_timeout"], message: str, *, stage: Stage, received: bool
+        self,
+        code: Literal["upstream_error", "upstream_timeout"],
+        message: str,
+        *,
+        stage: Stage,
+        received: bool,
+        is_lost: bool = False,
     ) -> None:
         super().__init__(code, message)
+        self.is_lost = is_lost  # the connection is, so no engine works at the request any more
         self.stage: Stage = stage
         self.may_retry = not received  # no byte of an answer's body has come: another engine can give all of it
 
@@ -193,11 +200,11 @@ class Chunks:
         error = self._wire.error
         if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
             message = f"the engine's machine took nothing for unreachable_s = {self._timeouts.unreachable_s:g} s"
-            return UpstreamError("upstream_timeout", message, stage=stage, received=self._has_begun)
+            return UpstreamError("upstream_timeout", message, stage=stage, received=self._has_begun, is_lost=True)
         message = "the engine broke off its answer; send the request again"
         if stage == "headers":
             message = "the engine hung up before it answered; send the request again"
-        return UpstreamError("upstream_error", message, stage=stage, received=self._has_begun)
+        return UpstreamError("upstream_error", message, stage=stage, received=self._has_begun, is_lost=True)
 
     def _limit(self, stage: Stage) -> Limit:
         if stage == "body" and self._loop.time() >= self._ends_at:

@@ -11,8 +11,9 @@ from kimi_serve.gateway.media import data_urls
 from kimi_serve.testing.answers import ROUTES, Kind
 from tests.gateway.batches.conftest import Json, Open, chat_body, ended, lines_of, order, read
 from tests.gateway.conftest import MODEL, Front, Start
-from tests.gateway.test_gateway import eventually, image, png
+from tests.gateway.test_gateway import image, png
 from tests.gateway.test_tenants import keys, made, tenant_metric
+from tests.waiting import eventually
 
 PATHS = {kind: path for path, kind in ROUTES.items()}
 

@@ -20,8 +20,8 @@ from kimi_serve.protocol.files import Image
 from tests.gateway.conftest import Front, Start
 from tests.gateway.expansion.corpus import LANDSCAPE, as_url, endless, mutated, pdf, swelling
 from tests.gateway.expansion.outcomes import COPIES, TIMEOUT, outcomes, processes
-from tests.gateway.test_gateway import eventually
 from tests.gateway.test_metrics import sample
+from tests.waiting import eventually
 
 SLOW = cache(endless)
 LARGE = cache(swelling)

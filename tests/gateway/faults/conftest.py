@@ -20,12 +20,12 @@ from kimi_serve.testing.dials import Dials
 from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.serving import in_thread
 from tests.gateway.faults.wires import Wire, wire_to
+from tests.waiting import SOON, eventually
 
 MODEL = "kimi-vl"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
-STARTS_IN = 60.0  # seconds; it takes two on an idle machine
-SOON = 20.0  # seconds until what must come to hold does; it takes a tenth of one on an idle machine
+STARTS_IN = 180.0  # seconds; it takes two on an idle machine
 HELD = ("outstanding_requests", "outstanding_cost_tokens", "in_flight_bytes", "waiting_requests")
 _SAMPLE = re.compile(r"^kimi_serve_([a-z_]+)(\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
 
@@ -87,13 +87,6 @@ class Door:
     def _memory(self, name: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition(name)[2].split()[0]) << 10
-
-
-def eventually(is_true: Callable[[], object], seconds: float = SOON) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import pytest
 
 from kimi_serve.testing.fake_engine import FakeEngine
 from tests.gateway.faults.clients import connect, head, read_answer, read_to_end, read_until, request, reset, trickle
-from tests.gateway.faults.conftest import AT_ENGINE, CHAT, MODEL, Door, Open, eventually
+from tests.gateway.faults.conftest import AT_ENGINE, CHAT, MODEL, Door, Open
+from tests.waiting import eventually
 
 FOREVER = 600.0  # seconds: longer than any test waits
 

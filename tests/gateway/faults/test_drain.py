@@ -17,7 +17,8 @@ from kimi_serve.launch.up import free_port
 from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.serving import in_process
 from tests.gateway.faults.clients import connect, head, read_answer, read_to_end, read_until, request
-from tests.gateway.faults.conftest import CHAT, HELLO, MODEL, SOON, Door, Open, eventually, opened
+from tests.gateway.faults.conftest import CHAT, HELLO, MODEL, SOON, Door, Open, opened
+from tests.waiting import eventually
 
 SLOW = {"itl_s": 0.05, "tokens": 100_000}
 STREAMS = {

@@ -13,7 +13,8 @@ import pytest
 
 from kimi_serve.testing.fake_engine import FakeEngine
 from tests.gateway.faults.clients import request
-from tests.gateway.faults.conftest import Open, eventually
+from tests.gateway.faults.conftest import Open
+from tests.waiting import eventually
 
 QUEUED = int(os.environ.get("KIMI_SERVE_QUEUED_REQUESTS", "10000"))
 AT_ENGINE = 64

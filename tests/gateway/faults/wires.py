@@ -1,9 +1,10 @@
-"""A wire between a gateway and an engine, which can be cut or go dead. Knows bytes in two directions; no HTTP."""
+"""A wire between two programs, which can be cut, slow or dead. Knows bytes in two directions; no HTTP."""
 
 import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ class Wire:
     port: int
     chance: random.Random
     share_cut: float = 0.0  # of the pieces that go through, either way
+    delay_s: float = 0.0  # before each of them goes on
     cut: int = 0
     accepted: int = 0
     live: threading.Event = field(default_factory=threading.Event)
@@ -27,7 +29,11 @@ class Wire:
 
     def accept(self, near: socket.socket) -> None:
         self.accepted += 1
-        far = socket.create_connection(("127.0.0.1", self.target))
+        try:
+            far = socket.create_connection(("127.0.0.1", self.target))
+        except ConnectionRefusedError:
+            near.close()
+            return
         pair = (near, far)
         self._pairs.add(pair)
         for source, sink in (pair, pair[::-1]):
@@ -49,6 +55,8 @@ class Wire:
                     break
                 if not data:
                     break
+                if self.delay_s:
+                    time.sleep(self.delay_s)
                 sink.sendall(data)
         self._drop(pair)
 

@@ -18,8 +18,8 @@ import pytest
 from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.gateway.settings import read
 from tests.gateway.conftest import Front, Start, running
-from tests.gateway.test_gateway import eventually
 from tests.gateway.test_tenants import made
+from tests.waiting import eventually
 
 DATA = bytes(range(256)) * 5000  # 1.28 MB: more than is written at once
 

@@ -16,8 +16,9 @@ from tests.gateway.conftest import MODEL, Front, Start
 from tests.gateway.fitting import talks
 from tests.gateway.fitting.talks import COUNTS, DIALECTS, PATHS, Json, data
 from tests.gateway.test_elision import metric
-from tests.gateway.test_gateway import error_of, eventually
+from tests.gateway.test_gateway import error_of
 from tests.gateway.test_tenants import made
+from tests.waiting import eventually
 
 BIG = [data(600, 400, seed) for seed in range(5)]
 SMALL = data(56, 56)
