@@ -7,8 +7,8 @@ TORCH_INDEX ?=
 # make serve MODEL=/path/to/Kimi-VL-A3B-Thinking-2506 ARGS="--port 9000"
 MODEL ?=
 ARGS ?=
-# Processes that share the test files; each starts the servers that its files need. WORKERS=0: all in one.
-WORKERS ?= 2
+# Processes that share the test files, one more than cores, as many wait for a clock. WORKERS=0: all in one.
+WORKERS ?= 3
 # OPENAI_API_KEY=sk-... make load SCENARIO=image HOST=https://api.example.com
 SCENARIO ?= chat
 HOST ?= http://127.0.0.1:8000
@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\) .*/\1/p' $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve doctor test lint format lock chart load load-capacity load-crosscheck load-report clean
+.PHONY: help setup serve doctor test lint imports format lock chart dashboards faults load load-capacity load-crosscheck load-report clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +36,8 @@ serve: setup ## start the engine with the bundled checkpoint (MODEL=DIR for anot
 doctor: setup ## what this machine can run, and whether the plugin is in use
 	@exec $(BIN)/kimi-serve doctor $(MODEL)
 
-test: setup lint ## everything that CI checks
+test: setup ## everything that CI checks
+	@$(MAKE) --no-print-directory --jobs 2 lint imports
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, mypy, import contracts
@@ -44,6 +45,10 @@ lint: setup ## ruff, mypy, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Python keeps what it compiles: the tests' processes, of which many import vLLM at once, need not each do it again.
+imports: setup ## have Python compile what the tests import
+	@$(BIN)/python -m tests.vllm_host </dev/null
 
 format: setup ## rewrite the sources as ruff formats them
 	$(BIN)/ruff format .
@@ -54,6 +59,12 @@ lock: setup ## resolve pyproject.toml again into requirements/*.lock (ARGS=--upg
 
 chart: setup ## write the Helm chart's README, its schema of the gateway's settings, and the golden renders
 	@PYTHONPATH=. $(BIN)/python deploy/helm/chart.py
+
+dashboards: setup ## write deploy/observability/dashboards from deploy/dashboards.py
+	@PYTHONPATH=. $(BIN)/python -m deploy.dashboards
+
+faults: setup ## what clients see while parts of a whole stack fail (docs/faults.md)
+	@$(BIN)/python -m benchmarks.faults $(ARGS)
 
 load: setup ## offer SCENARIO's requests to the server at HOST, and report (docs/load.md)
 	@$(LOAD) run $(SCENARIO) --host $(HOST) $(ARGS)

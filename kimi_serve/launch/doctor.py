@@ -31,6 +31,10 @@ found = entry.load_model_cls()
 print("PROBE " + json.dumps({{"module": found.__module__, "name": found.__qualname__}}))
 """
 
+_CLASS_ADVICE = (
+    f"vLLM must load {EXPECTED_MODULE}; run `vllm serve` with VLLM_LOGGING_LEVEL=DEBUG and read the plugin's error"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -158,20 +162,24 @@ def check_allow_list(environ: Mapping[str, str]) -> Check:
 
 def check_class_in_use() -> Check:
     """Asks vLLM, in a process of its own, which class it would load for this architecture."""
-    advice = (
-        f"vLLM must load {EXPECTED_MODULE}; run `vllm serve` with VLLM_LOGGING_LEVEL=DEBUG and read the plugin's error"
-    )
     try:
         probe = subprocess.run(
             [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        return Check("class in use", False, f"no answer in {PROBE_TIMEOUT:.0f} s", advice)
-    answer = next((line for line in probe.stdout.splitlines() if line.startswith("PROBE ")), None)
+        return Check("class in use", False, f"no answer in {PROBE_TIMEOUT:.0f} s", _CLASS_ADVICE)
+    return judge_probe(probe.returncode, probe.stdout, probe.stderr)
+
+
+def judge_probe(status: int, stdout: str, stderr: str) -> Check:
+    """What a process that ran PROBE found."""
+    answer = next((line for line in stdout.splitlines() if line.startswith("PROBE ")), None)
     if answer is None:
-        return Check("class in use", False, _last_line(probe.stderr) or f"exit code {probe.returncode}", advice)
+        return Check("class in use", False, _last_line(stderr) or f"exit code {status}", _CLASS_ADVICE)
     found = json.loads(answer.removeprefix("PROBE "))
-    return Check("class in use", found["module"] == EXPECTED_MODULE, f"{found['module']}.{found['name']}", advice)
+    return Check(
+        "class in use", found["module"] == EXPECTED_MODULE, f"{found['module']}.{found['name']}", _CLASS_ADVICE
+    )
 
 
 def check_model(model: str | None, here: Machine, environ: Mapping[str, str]) -> Check:

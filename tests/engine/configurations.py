@@ -9,7 +9,7 @@ from typing import Literal
 # that asks: one import of vLLM less.
 SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
-Pass = Literal["forced", "batch", "again", "vision", "adapters"]
+Pass = Literal["forced", "batch", "mixed", "again", "vision", "rows", "adapters", "long"]
 
 CHUNK = 64  # tokens a step: smaller than the larger images, so a boundary falls inside one
 BLOCK = 32  # tokens a cache block: the shortest prompt fills one
@@ -51,6 +51,7 @@ _CHUNKED = {
 _WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False, "max_num_batched_tokens": 8192}
 # The only latent backend for float32. Where a CPU has AMX, vLLM would take its bfloat16 backend unasked.
 _LATENT = {"attention_backend": "CPU_MLA"}
+_ROWS = {"enable_mm_embeds": True}
 # vLLM's own decoder gives its rotary kernel three axes, which the kernel for CPUs gets wrong (test_upstream_rope.py).
 _NATIVE_ROPE = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
 # On CPUs vLLM makes the buffers between pipeline stages while it traces the model, so with enforce_eager it has none.
@@ -71,16 +72,24 @@ _PLAIN = r"^language_model\.model\.layers\.(0\.mlp\.down_proj|1\.self_attn\.q_pr
 CONFIGURATIONS = {
     configuration.name: configuration
     for configuration in (
-        Configuration("latent", ("forced", "batch", "vision"), options=_LATENT | _WHOLE),
-        Configuration("expanded-chunked", ("batch", "again", "forced"), expanded=True, options=_CHUNKED),
+        Configuration("latent", ("forced", "batch", "vision", "rows"), options=_LATENT | _WHOLE | _ROWS),
+        Configuration("expanded-chunked", ("batch", "again", "forced", "long"), expanded=True, options=_CHUNKED),
         Configuration("bfloat16", ("forced", "vision"), dtype="bfloat16"),
         Configuration("bfloat16-amx-chunked", ("batch", "again", "forced"), dtype="bfloat16", options=_CHUNKED),
         Configuration("bfloat16-expanded-chunked", ("forced",), dtype="bfloat16", expanded=True, options=_CHUNKED),
-        Configuration("tensor-parallel", ("batch",), options=_LATENT | {"tensor_parallel_size": 2}),
-        Configuration("pipeline-parallel", ("batch",), options=_LATENT | _TRACED | {"pipeline_parallel_size": 2}),
+        Configuration(
+            "tensor-parallel",
+            ("batch",),
+            options=_LATENT | {"tensor_parallel_size": 2},
+        ),
+        Configuration(
+            "pipeline-parallel",
+            ("mixed",),
+            options=_LATENT | _TRACED | {"pipeline_parallel_size": 2},
+        ),
         Configuration(
             "expert-parallel",
-            ("batch",),
+            ("mixed",),
             options=_LATENT | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
         ),
         Configuration("adapters-latent", ("adapters",), options=_LATENT | _WHOLE | _ADAPTERS),
@@ -98,6 +107,6 @@ CONFIGURATIONS = {
         ),
         Configuration("int4", ("forced",), quantized=(*_INT4, "--tower"), expanded=True, options=_WHOLE),
         Configuration("int8", ("forced",), quantized=(*_INT8, "--tower"), expanded=True, options=_WHOLE),
-        Configuration("in-tree", ("forced", "batch"), in_tree=True, options=_LATENT | _NATIVE_ROPE),
+        Configuration("in-tree", ("forced",), in_tree=True, options=_LATENT | _NATIVE_ROPE),
     )
 }

@@ -4,6 +4,7 @@ Arrays are named pass/case/what. vLLM leaves state in its process (distributed g
 every configuration gets its own.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.config import VllmConfig
+from vllm.platforms.cpu import CpuPlatform
 
-from tests.engine import adapted
+from tests.engine import adapted, long_prompt, rows
 from tests.engine.configurations import CONFIGURATIONS, Configuration
-from tests.engine.golden import STEPS, VOCAB, Case, cases
+from tests.engine.golden import STEPS, VOCAB, Case, cases, shorter
 
 Arrays = dict[str, np.ndarray]
 
 
 def main(name: str, checkpoint: str, adapters: str, target: str) -> None:
     configuration = CONFIGURATIONS[name]
+    if not configuration.in_process:
+        fork_workers()
     if configuration.in_tree:
         from tests.engine.in_tree import use_in_tree_class
 
@@ -29,7 +34,7 @@ def main(name: str, checkpoint: str, adapters: str, target: str) -> None:
     llm = LLM(
         checkpoint,
         dtype=configuration.dtype,
-        max_model_len=6144,
+        max_model_len=long_prompt.LENGTH + 64 if "long" in configuration.passes else 6144,
         max_num_seqs=16,
         generation_config="vllm",
         max_logprobs=VOCAB,
@@ -46,12 +51,29 @@ def main(name: str, checkpoint: str, adapters: str, target: str) -> None:
     np.savez(target, **results)
 
 
+def fork_workers() -> None:
+    """Workers with the vLLM that is here, in place of new interpreters that import it: twice fifteen seconds."""
+    settle = CpuPlatform.check_and_update_config
+
+    def settled(config: VllmConfig) -> None:
+        settle(config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    CpuPlatform.check_and_update_config = staticmethod(settled)
+
+
 def run(name: str, llm: LLM, configuration: Configuration, adapters: Path) -> Iterator[tuple[str, np.ndarray]]:
     begun = time.monotonic()
     if name in ("batch", "again"):
-        results = batch(llm)
+        results = batch(llm, list(cases().values()))
+    elif name == "mixed":
+        results = batch(llm, shorter())
     elif name == "vision":
         results = {case.name: vision(llm, case) for case in cases().values() if case.image_paths}
+    elif name == "long":
+        results = {"long": long(llm, long_prompt.LENGTH)}
+    elif name == "rows":
+        results = rows.run(llm)
     elif name == "adapters":
         results = adapted.run(llm, adapters, prompt, sampling(max_tokens=adapted.STEPS, logprobs=VOCAB))
     else:
@@ -65,27 +87,40 @@ def run(name: str, llm: LLM, configuration: Configuration, adapters: Path) -> It
 
 
 def forced(llm: LLM, case: Case, watch: "Watch") -> Arrays:
-    """Logits at the pack's positions, and the choice at each step of its continuation given the steps before.
-
-    Of the model's own rows: as prompt logprobs of the API they would be 7,700 times the whole vocabulary, in lists.
-    """
+    """Logits at the pack's positions, and the choice at each step of its continuation given the steps before."""
     npz = case.arrays()
     request = prompt(case, npz["greedy_ids"].tolist()[:-1])
+    last = len(case.prompt) - 1
+    logits = watched_logits(llm, request, watch, [*npz["logit_positions"], *range(last, last + STEPS)])
+    return {"logits": logits[:-STEPS], "choices": logits[-STEPS:].argmax(-1)}
+
+
+def long(llm: LLM, length: int) -> Arrays:
+    watch = Watch()
+    llm.apply_model(watch.begin)
+    request: dict[str, object] = {"prompt_token_ids": long_prompt.prompt(length)}
+    logits = watched_logits(llm, request, watch, long_prompt.positions(length))
+    llm.apply_model(watch.end)
+    return {"logits": logits, "step_starts": np.array(watch.step_starts)}
+
+
+def watched_logits(llm: LLM, request: dict[str, object], watch: "Watch", positions: Sequence[int]) -> np.ndarray:
+    """At positions of a prompt, of which the last is the prompt's.
+
+    Of the model's own rows: as prompt logprobs of the API they would be every position's whole vocabulary, in lists.
+    """
     [output] = generate(llm, [request], sampling(max_tokens=1, skip_reading_prefix_cache=True))
     hidden = torch.cat(watch.hidden)
     assert len(hidden) == len(output.prompt_token_ids)
-    last = len(case.prompt) - 1
-    wanted = [*npz["logit_positions"], *range(last, last + STEPS)]
-    [logits] = llm.apply_model(lambda model: as_numpy(model.compute_logits(hidden[wanted])))
-    choices = logits[-STEPS:].argmax(-1)
-    assert choices[-1] == output.outputs[0].token_ids[0]
-    return {"logits": logits[:-STEPS], "choices": choices}
+    [logits] = llm.apply_model(lambda model: as_numpy(model.compute_logits(hidden[list(positions)])))
+    assert logits[-1].argmax() == output.outputs[0].token_ids[0]
+    return logits
 
 
-def batch(llm: LLM) -> dict[str, Arrays]:
-    """All cases at once: prefills of some meet decodes of others."""
-    outputs = generate(llm, [prompt(case) for case in cases().values()], sampling(max_tokens=STEPS, logprobs=VOCAB))
-    return dict(zip(cases(), map(continuation, outputs), strict=True))
+def batch(llm: LLM, given: list[Case]) -> dict[str, Arrays]:
+    """Cases at once: prefills of some meet decodes of others."""
+    outputs = generate(llm, [prompt(case) for case in given], sampling(max_tokens=STEPS, logprobs=VOCAB))
+    return dict(zip((case.name for case in given), map(continuation, outputs), strict=True))
 
 
 def vision(llm: LLM, case: Case) -> Arrays:

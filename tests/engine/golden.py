@@ -68,6 +68,11 @@ def names() -> list[str]:
     return list(cases())
 
 
+def shorter() -> list[Case]:
+    """All but the longest text, which takes longer than the others together."""
+    return [case for case in cases().values() if len(case.prompt) < 1000]
+
+
 def names_with_images() -> list[str]:
     return [name for name, case in cases().items() if case.image_paths]
 

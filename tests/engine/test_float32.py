@@ -7,7 +7,8 @@ latter two need AMX, and bfloat16 with it: test_bfloat16.py.)
 import numpy as np
 import pytest
 
-from tests.engine import golden
+from tests.engine import golden, long_prompt
+from tests.engine.configurations import CHUNK
 from tests.engine.conftest import RunEngine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -55,12 +56,31 @@ def test_mixed_batch_gives_what_single_requests_give(engine: str, name: str, res
     assert_continues(results(engine), "batch", name)
 
 
+def test_a_prompt_of_16000_tokens_gives_the_references_logits_anywhere(results: RunEngine) -> None:
+    found = results("expanded-chunked")
+    assert len(found["long/long/step_starts"]) == -(-long_prompt.LENGTH // CHUNK)
+    with np.load(long_prompt.EXPECTED) as expected:
+        np.testing.assert_allclose(found["long/long/logits"], expected["logits"], rtol=0, atol=LOGITS_TOLERANCE)
+
+
 @pytest.mark.parametrize("name", golden.names_with_images())
 def test_tower_and_projector_rows_equal_the_reference(name: str, results: RunEngine) -> None:
     npz = golden.cases()[name].arrays()
     for what in ("tower_rows", "proj_rows"):
         rows = results("latent")[f"vision/{name}/{what}"]
         np.testing.assert_allclose(rows, npz[what], rtol=0, atol=VISION_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", golden.names_with_images())
+def test_the_references_rows_give_what_their_pictures_give(name: str, results: RunEngine) -> None:
+    assert_continues(results("latent"), "rows", name)
+
+
+def test_rows_that_are_wrong_are_refused_and_the_engine_goes_on(results: RunEngine) -> None:
+    found = results("latent")
+    assert "image_embeds[1]: rows of 255 numbers are not supported; expected 256" in str(found["rows/narrow/said"])
+    assert "image_embeds[0]: row 2 is not finite in float32" in str(found["rows/broken/said"])
+    assert "image_embeds: is missing" in str(found["rows/missing/said"])
 
 
 def test_chunk_boundary_falls_inside_an_image(results: RunEngine) -> None:

@@ -29,5 +29,5 @@ def test_both_classes_give_the_same_logits(name: str, results: RunEngine) -> Non
 
 @pytest.mark.parametrize("name", golden.names())
 def test_both_classes_continue_alike(name: str, results: RunEngine) -> None:
-    ours, theirs = (results(engine)[f"batch/{name}/ids"] for engine in ("latent", "in-tree"))
+    ours, theirs = (results(engine)[f"forced/{name}/choices"] for engine in ("latent", "in-tree"))
     assert ours.tolist() == theirs.tolist()

@@ -7,14 +7,23 @@ import pytest
 from kimi_serve.launch import doctor
 from kimi_serve.launch.machine import Gpu
 from tests.launch.conftest import machine
+from tests.vllm_host import Host
 
 
 @pytest.mark.slow
-def test_a_plugin_that_is_not_allowed_leaves_another_class_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_PLUGINS", "none-of-ours")
-    check = doctor.check_class_in_use()
+def test_a_plugin_that_is_not_allowed_leaves_another_class_in_use(vllm_host: Host) -> None:
+    probe = vllm_host.run("-c", doctor.PROBE, VLLM_PLUGINS="none-of-ours")
+    check = doctor.judge_probe(probe.status, probe.stdout, probe.stderr)
     assert not check.ok
     assert check.found.startswith("vllm.model_executor.models.kimi_vl")
+
+
+@pytest.mark.slow
+def test_a_plugin_that_does_not_import_leaves_no_class_in_use(vllm_host: Host) -> None:
+    probe = vllm_host.run("-c", f"import sys\nsys.modules['kimi_serve.model.kimi_vl'] = None\n{doctor.PROBE}")
+    check = doctor.judge_probe(probe.status, probe.stdout, probe.stderr)
+    assert not check.ok
+    assert "kimi_serve.model.kimi_vl" in check.found
 
 
 @pytest.mark.parametrize(("allowed", "ok"), [(None, True), ("kimi_serve", True), ("a,kimi_serve", True), ("a", False)])

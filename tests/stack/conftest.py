@@ -29,6 +29,7 @@ GOLDEN = HERE.parent / "golden"
 FLAGS = [
     *("--dtype", "float32", "--max-model-len", str(CONTEXT)),
     *("--reasoning-parser", "kimi_vl_when_told"),
+    "--enable-mm-embeds",
     *("--structured-outputs-config.backend=xgrammar", "--structured-outputs-config.disable_any_whitespace=true"),
     *shlex.split(os.environ.get("KIMI_SERVE_TEST_FLAGS", "")),
 ]

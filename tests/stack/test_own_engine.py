@@ -6,7 +6,7 @@ The encoder's budget follows the checkpoint. Of a killed engine each client is t
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,20 +20,15 @@ from kimi_serve.inputs.config import load_checkpoint
 from kimi_serve.testing.serving import in_thread
 from tests.stack import pictures
 from tests.stack.served import CONTEXT, NAME, Server
+from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 LONG = {"max_tokens": 6000, "ignore_eos": True, "temperature": 0}  # minutes of work
+WORKS_IN = 60.0  # seconds until a request has reached the engine
 BROKEN = ("upstream_error", "upstream_timeout")
 LIMIT = 16_384  # patches of an image, as in Thinking-2506
 LARGEST = (1792, 1792)  # 4096 tokens
 COSTLY = (500, 6000)  # more than LIMIT patches: scaled down, then padded
-
-
-def eventually(is_true: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.05)
 
 
 def ask(url: str, **options: object) -> httpx.Response:
@@ -96,16 +91,16 @@ def test_every_client_of_a_killed_engine_is_told(server: Server, large: Path) ->
 
 
 def kill_and_listen(server: Server, gateway: Gateway, url: str, threads: ThreadPoolExecutor) -> None:
-    eventually(lambda: gateway.fleet.ready == 1)
+    eventually(lambda: gateway.fleet.ready == 1, WORKS_IN)
     events: list[str] = []
     decoding, whole = threads.submit(listen, url, events), threads.submit(ask, url)
-    eventually(lambda: working(gateway, 2))
+    eventually(lambda: working(gateway, 2), WORKS_IN)
     eventually(lambda: len(events) > 3)  # the stream is past its prefill
     prompt = [{"role": "user", "content": "word " * 500}]
     prefill = threads.submit(ask, url, stream=True, messages=prompt)
-    eventually(lambda: working(gateway, 3))
+    eventually(lambda: working(gateway, 3), WORKS_IN)
     queued = [threads.submit(ask, url, stream=stream) for stream in (True, False)]
-    eventually(lambda: count(gateway, "waiting_requests") == 2)
+    eventually(lambda: count(gateway, "waiting_requests") == 2, WORKS_IN)
     server.kill()
     began = time.monotonic()
 
@@ -118,9 +113,9 @@ def kill_and_listen(server: Server, gateway: Gateway, url: str, threads: ThreadP
     print(f"{len(events)} events, then an error; {codes}; all were told within {time.monotonic() - began:.1f} s")
 
     assert count(gateway, "broken_streams_total") >= 1
-    eventually(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503)
+    eventually(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503, WORKS_IN)
     for name in ("outstanding_requests", "outstanding_cost_tokens", "waiting_requests", "in_flight_bytes"):
-        eventually(lambda name=name: count(gateway, name) == 0)
+        eventually(lambda name=name: count(gateway, name) == 0, WORKS_IN)
     assert [replica.outstanding for replica in gateway.fleet.snapshot()] == [0]
 
 

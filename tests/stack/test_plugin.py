@@ -71,8 +71,9 @@ def test_the_doctor_says_whose_class_is_in_use(checkpoint: Path, tmp_path: Path)
     )
     assert f"{OURS}.KimiVLForConditionalGeneration" in well.stdout
     assert well.returncode == 0
+    # What a plugin that does not import leads to is among the doctor's own tests; here, a vLLM that does not.
     ill = subprocess.run(
-        argv, env={**os.environ, **broken(tmp_path, OURS)}, capture_output=True, text=True, timeout=200, check=False
+        argv, env={**os.environ, **broken(tmp_path, "vllm")}, capture_output=True, text=True, timeout=200, check=False
     )
     assert "FAIL  class in use" in ill.stdout
     assert ill.returncode == 1

@@ -18,6 +18,7 @@ from kimi_serve.testing.dials import Dials
 from kimi_serve.testing.fake_engine import FakeEngine
 from kimi_serve.testing.record import KEPT_REQUESTS
 from kimi_serve.testing.serving import Served, in_thread
+from tests.waiting import eventually
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 BROKEN = (ConnectionError, http.client.RemoteDisconnected, http.client.IncompleteRead)
@@ -64,13 +65,6 @@ def chunks(stream: bytes) -> list[dict[str, object]]:
     frames = Splitter().feed(stream)
     assert frames.pop() == DONE
     return [json.loads(data_of(frame) or b"") for frame in frames]
-
-
-def eventually(holds: object, within: float = 5.0) -> None:
-    deadline = time.monotonic() + within
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come to hold in time"
-        time.sleep(0.005)
 
 
 def test_a_chat_stream_is_role_contents_reason_usage_and_done(served: Served) -> None:
@@ -262,7 +256,7 @@ def test_it_runs_from_a_command_line_with_a_flag_for_every_dial() -> None:
     ]
     child = subprocess.Popen(command)
     try:
-        eventually(lambda: is_open(port), within=20)
+        eventually(lambda: is_open(port), seconds=20)
         assert json.loads(post(Served(port), {})[1])["usage"]["completion_tokens"] == 2
     finally:
         child.terminate()
