@@ -136,8 +136,8 @@ def see(side: int, images: int, dtype: str, blocks: int, rounds: int, threads: i
     torch.set_num_threads(threads)
     vision, grid = replace(FULL, num_hidden_layers=blocks), Grid(side // 14, side // 14)
     torch.manual_seed(0)
-    ours = towers.ours(vision, IMAGE, DTYPES[dtype])
-    in_tree = towers.in_tree(vision, ours, DTYPES[dtype])
+    ours, weights = towers.ours(vision, IMAGE, DTYPES[dtype])
+    in_tree = towers.in_tree(vision, weights, DTYPES[dtype])
     grids = torch.tensor([[grid.height, grid.width]] * images)
     patches = torch.randint(0, 256, (images * grid.num_patches, 3, 14, 14), dtype=torch.uint8)
     pixels = ((patches.float() / 255 - 0.5) / 0.5).to(DTYPES[dtype])  # what the published steps hand it
@@ -170,8 +170,8 @@ def gigaflop(vision: VisionConfig, grid: Grid) -> float:
 def hold(counts: Sequence[int]) -> Iterator[Held]:
     """Of pictures of 448 x 448 in float32, one block: a tower's memory does not depend on its depth."""
     vision = replace(FULL, num_hidden_layers=1)
-    ours = towers.ours(vision, IMAGE, torch.float32)
-    in_tree = towers.in_tree(vision, ours, torch.float32)
+    ours, weights = towers.ours(vision, IMAGE, torch.float32)
+    in_tree = towers.in_tree(vision, weights, torch.float32)
     for images in counts:
         grids = torch.tensor([[32, 32]] * images)
         patches = torch.randint(0, 256, (images * 1024, 3, 14, 14), dtype=torch.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -20,6 +20,8 @@ from vllm.transformers_utils.configs.moonvit import MoonViTConfig
 from kimi_serve.inputs.config import ImageConfig, VisionConfig
 from kimi_serve.model.moonvit import MoonViT
 
+Weights = Mapping[str, torch.Tensor]
+
 
 @contextmanager
 def alone() -> Iterator[None]:
@@ -30,18 +32,33 @@ def alone() -> Iterator[None]:
         yield
 
 
-def ours(vision: VisionConfig, image: ImageConfig, dtype: torch.dtype) -> MoonViT:
-    """Weights drawn so that activations neither vanish nor grow; call torch.manual_seed before."""
+def draw(name: str, weight: torch.Tensor) -> None:
+    """Activations neither vanish nor grow; call torch.manual_seed before."""
+    if name.endswith("bias"):
+        weight.normal_(0, 0.02)
+    elif "norm" in name:
+        weight.normal_(1, 0.05)
+    elif name.endswith("pos_emb.weight"):
+        weight.normal_(0, 0.05)
+    else:
+        weight.normal_(0, math.prod(weight.shape[1:]) ** -0.5)
+
+
+def ours(
+    vision: VisionConfig, image: ImageConfig, dtype: torch.dtype, fill: Callable[[str, torch.Tensor], object] = draw
+) -> tuple[MoonViT, Weights]:
+    """The tower, and its weights by name: vLLM may pack those that a layer holds, and remove them."""
     with _default(dtype):
         tower = MoonViT(vision, image, prefix="ours")
     for name, weight in tower.named_parameters():
-        draw(name, weight)
+        fill(name, weight)
+    weights = {name: weight.clone() for name, weight in tower.named_parameters()}
     _finish(tower)
-    return tower
+    return tower, weights
 
 
-def in_tree(vision: VisionConfig, tower: MoonViT, dtype: torch.dtype) -> MoonVitPretrainedModel:
-    """vLLM's, with the weights of ours. Make it before ours runs: what vLLM packs, it removes."""
+def in_tree(vision: VisionConfig, weights: Weights, dtype: torch.dtype) -> MoonVitPretrainedModel:
+    """vLLM's, with the weights of ours."""
     config = MoonViTConfig(
         patch_size=vision.patch_size,
         init_pos_emb_height=vision.init_pos_emb_height,
@@ -54,23 +71,12 @@ def in_tree(vision: VisionConfig, tower: MoonViT, dtype: torch.dtype) -> MoonVit
     )
     with _default(dtype):
         theirs = MoonVitPretrainedModel(config, prefix="in-tree")
-    weights = {name.replace(".attn.", "."): weight for name, weight in tower.named_parameters()}
+    left = {name.replace(".attn.", "."): weight for name, weight in weights.items()}
     for name, weight in theirs.named_parameters():
-        weight.copy_(weights.pop(name))
-    assert not weights
+        weight.copy_(left.pop(name))
+    assert not left
     _finish(theirs)
     return theirs
-
-
-def draw(name: str, weight: torch.Tensor) -> None:
-    if name.endswith("bias"):
-        weight.normal_(0, 0.02)
-    elif "norm" in name:
-        weight.normal_(1, 0.05)
-    elif name.endswith("pos_emb.weight"):
-        weight.normal_(0, 0.05)
-    else:
-        weight.normal_(0, math.prod(weight.shape[1:]) ** -0.5)
 
 
 @contextmanager

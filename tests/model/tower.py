@@ -30,11 +30,11 @@ def main(checkpoint: str) -> None:
     torch.set_num_threads(1)  # small tensors: threads would mostly wait for one another
     with towers.alone():
         torch.manual_seed(0)
-        tower = towers.ours(VISION, IMAGE, torch.float32)
+        tower, weights = towers.ours(VISION, IMAGE, torch.float32)
         said = {
             "golden": golden(Path(checkpoint)),
             "patches": sum(grid.num_patches for grid in MANY),
-            "from_oracle": from_oracle(tower),
+            "from_oracle": from_oracle(tower, weights),
             "from_alone": from_alone(tower),
             "beside": {number: beside(tower, number) for number in (8, 64)},
             "tables": tables(tower),
@@ -46,11 +46,12 @@ def main(checkpoint: str) -> None:
 def golden(checkpoint: Path) -> dict[str, float]:
     """The largest difference to each case's rows."""
     read = load_checkpoint(checkpoint)
-    tower = towers.ours(read.model.vision, read.image, torch.float32)
     stored = {k: v for file in checkpoint.glob("*.safetensors") for k, v in load_file(file).items()}
-    for name, weight in tower.named_parameters():
+
+    def fill(name: str, weight: torch.Tensor) -> None:
         weight.copy_(stored[PREFIX + name.replace(".attn.", ".")])
-    tower.patch_embed.pos_emb.forget()
+
+    tower, _ = towers.ours(read.model.vision, read.image, torch.float32, fill)
     found = {}
     for case in cases().values():
         npz = case.arrays()
@@ -77,22 +78,21 @@ def drawn(grids: Sequence[Grid]) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def reference(tower: MoonViT, patches: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+def reference(weights: towers.Weights, patches: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
     """The oracle on the same weights, an image at a time."""
-    vision = tower.config
-    shape = oracle.VisionShape(vision.hidden_size, vision.num_attention_heads, vision.num_hidden_layers,
-                               vision.intermediate_size, 14, 16, 16)  # fmt: skip
+    shape = oracle.VisionShape(VISION.hidden_size, VISION.num_attention_heads, VISION.num_hidden_layers,
+                               VISION.intermediate_size, 14, 16, 16)  # fmt: skip
     plain = oracle.VisionTower(shape)
-    plain.load_state_dict({name.replace(".attn.", "."): w.float() for name, w in tower.named_parameters()})
+    plain.load_state_dict({name.replace(".attn.", "."): w.float() for name, w in weights.items()})
     pixels = (patches.float() / 255 - 0.5) / 0.5
     parts = pixels.split([grid.num_patches for grid in grids])
     seen = [plain(part[None], grid.height, grid.width)[0] for part, grid in zip(parts, grids, strict=True)]
     return torch.cat(seen)
 
 
-def from_oracle(tower: MoonViT) -> float:
+def from_oracle(tower: MoonViT, weights: towers.Weights) -> float:
     patches = drawn(MANY)
-    return float((see(tower, patches, MANY) - reference(tower, patches, MANY)).abs().max())
+    return float((see(tower, patches, MANY) - reference(weights, patches, MANY)).abs().max())
 
 
 def from_alone(tower: MoonViT) -> float:
@@ -127,11 +127,11 @@ def tables(tower: MoonViT) -> dict[str, object]:
 def bfloat16() -> dict[str, float]:
     """How far ours and vLLM's are from the oracle in float32 with the same bfloat16 weights, root mean square."""
     torch.manual_seed(2)
-    tower = towers.ours(VISION, IMAGE, torch.bfloat16)
-    theirs = towers.in_tree(VISION, tower, torch.bfloat16)
+    tower, weights = towers.ours(VISION, IMAGE, torch.bfloat16)
+    theirs = towers.in_tree(VISION, weights, torch.bfloat16)
     patches = drawn(MANY)
     pixels = ((patches.float() / 255 - 0.5) / 0.5).bfloat16()
-    right = reference(tower, patches, MANY)
+    right = reference(weights, patches, MANY)
     seen = {"ours": see(tower, patches, MANY), "in_tree": torch.cat(see(theirs, pixels, MANY))}
     return {name: float((rows.float() - right).square().mean().sqrt()) for name, rows in seen.items()}
 

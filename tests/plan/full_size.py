@@ -31,6 +31,7 @@ def main(checkpoint: str, ranks: int, images: list[int]) -> None:
         checkpoint, dtype="bfloat16", max_model_len=131_072, enforce_eager=True, tensor_parallel_size=ranks
     ).create_engine_config()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["VLLM_DIST_IDENT"] = folder.replace("/", "-")  # as vLLM's worker names its ranks' shared memory
         others = [start(config, ranks, rank, folder) for rank in range(1, ranks)]
         model = build(config, ranks, 0, folder)
         for child in others:

@@ -241,8 +241,7 @@ def test_every_limit_of_documents_is_kept(start: Start, settings: Json, code: st
 
 
 def test_a_document_and_a_video_are_fetched_where_they_are_remote(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "x.pdf").write_bytes(pdf(2))
-    (tmp_path / "x.mp4").write_bytes(film())
+    size = (tmp_path / "x.pdf").write_bytes(pdf(2)) + (tmp_path / "x.mp4").write_bytes(film())
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
@@ -259,5 +258,5 @@ def test_a_document_and_a_video_are_fetched_where_they_are_remote(start: Start, 
         server.shutdown()
     assert answer.status_code == 200, answer.text
     assert [shown(part).format for part in sent(front)] == ["PNG", "PNG", "JPEG", "JPEG"]
-    assert sample(front, "kimi_serve_fetched_bytes_total") == len(pdf(2)) + len(film())
+    assert sample(front, "kimi_serve_fetched_bytes_total") == size
     front.assert_idle()
