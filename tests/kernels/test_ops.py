@@ -55,6 +55,37 @@ def test_int8_sums_are_the_same_bits_on_every_path_and_thread_count(form: str) -
         assert form == "int4" or torch.equal(found[path, 1], found[lib.paths[0], 1])
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_every_width_of_panel_and_block_gives_what_plain_loops_give(path: str, rows: int, group: int) -> None:
+    """Tokens come in panels of 8, 16 and 32, rows in tiles of 16 and blocks of 8, 32 and 64."""
+    lib = library.load()
+    rng = np.random.default_rng(rows + group)
+    columns = 3 * group  # in int8: not a multiple of 64 where groups are 32
+    for form in ("int4", "int8"):
+        weights = draw(rng, form, 1, rows, columns, group, torch.float32)
+        for count in (8, 9, 16, 17, 32, 33, 41, 48):
+            x = draw_tokens(rng, count, columns, torch.float32)
+            lib.choose_path(path)
+            found = ops.linear(x, weights.packed[0], weights.scales[0], group, False)
+            lib.choose_path("portable")
+            expected = ops.linear(x, weights.packed[0], weights.scales[0], group, False)
+            if form == "int8":
+                assert torch.equal(found, expected)
+            sizes = x.abs() @ torch.from_numpy(np.abs(weights.matrices[0].real())).float().T
+            assert ((found - expected).abs() <= 1e-6 * sizes).all()
+
+
+def test_the_longest_row_of_the_largest_numbers_fits_its_sum(path: str) -> None:
+    weights = torch.full((1, 65536), -128, dtype=torch.int8)
+    weights[0, ::2] = 127
+    x = torch.ones(20, 65536)
+    x[:10] = -1.0
+    x[:, ::2] *= -1
+    found = ops.linear(x, weights, torch.full((1, 1), 1 / 65536), 0, False)
+    assert torch.allclose(found[:, 0], torch.tensor([127.5] * 10 + [-127.5] * 10), rtol=1e-6)
+
+
 def test_strided_and_empty_inputs_are_taken() -> None:
     arguments = expert_arguments()
     expected = ops.experts(*arguments)

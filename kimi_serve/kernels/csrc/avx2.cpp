@@ -36,7 +36,7 @@ inline __m256i add_products(__m256i sum, __m256i magnitude, __m256i lent) {
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", has_avx2, multiply, quantize_values, gate_values};
+const Path kAvx2 = {"avx2", has_avx2, multiply, quantize_values, gate_values, nullptr, nullptr};
 
 }  // namespace kimi
 

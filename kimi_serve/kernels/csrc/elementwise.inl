@@ -92,7 +92,7 @@ void quantize_token(const T* x, int64_t columns, int64_t group, bool int4, int8_
     int32_t sum = 0;
     if (!int4) {
         scales[0] = quantize_run(x, columns, q, sum);
-        std::memset(q + columns, 0, static_cast<size_t>(kimi::round_up(columns, kimi::kBlock) - columns));
+        std::memset(q + columns, 0, static_cast<size_t>(kimi::wide_columns(columns) - columns));
         return;
     }
     int8_t natural[128];

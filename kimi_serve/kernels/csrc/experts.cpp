@@ -18,12 +18,11 @@ struct Pair {
     float weight;
 };
 
-struct Span {  // panels of one used expert
-    int32_t expert, first_panel, panels;
-};
+struct Span {  // one used expert
+    int32_t expert;
+    const Slice *begin, *end;  // of pairs
 
-struct Slice {  // pairs of one panel
-    int32_t first, tokens;
+    bool has_wide() const { return begin->lanes > 0; }  // wide panels come first
 };
 
 struct Experts {
@@ -43,6 +42,7 @@ struct Experts {
     Panels x, h;
     float* hidden;              // (pairs, intermediate)
     float* sums;                // (tokens, hidden)
+    Room gate_room, up_room, down_room;
     int64_t span_count = 0, panel_count = 0;
 
     Experts(const kimi_experts_call& c, int64_t first, int64_t count)
@@ -60,17 +60,19 @@ struct Experts {
         Layout layout(base);
         const int64_t most = tokens * call.top_k;
         const int64_t used = call.experts < most ? call.experts : most;
-        const int64_t most_panels = most / kPanelTokens + used;
         ends = layout.take<int32_t>(call.experts);
         pairs = layout.take<Pair>(most);
         spans = layout.take<Span>(used);
-        slices = layout.take<Slice>(most_panels);
+        slices = layout.take<Slice>(Cutter::most_slices(most, used));
         quantized.lay_out(layout, in, tokens);
         products.lay_out(layout, between, most);
-        x.lay_out(layout, in, most, most_panels);
-        h.lay_out(layout, between, most, most_panels);
+        x.lay_out(layout, in, most, used);
+        h.lay_out(layout, between, most, used);
         hidden = layout.take<float>(most * call.intermediate);
         sums = layout.take<float>(tokens * call.hidden);
+        gate_room.lay_out(layout, in, path, kBlockRows);
+        up_room.lay_out(layout, in, path, kBlockRows);
+        down_room.lay_out(layout, between, path, kOutputBlock);
         return layout.used();
     }
 
@@ -90,25 +92,25 @@ struct Experts {
             if (expert >= 0) ++ends[expert];
         }
         int32_t position = 0;
+        Cutter cutter(path, in);  // `between` has as many columns a group, so the same panels
+        Slice* end = slices;
         for (int64_t e = 0; e < call.experts; ++e) {
             const int32_t count = ends[e];
             ends[e] = position;
-            if (count) add_span(static_cast<int32_t>(e), position, count);
+            if (count) {
+                Slice* const begin = end;
+                end = cutter.cut(position, count, begin);
+                spans[span_count++] = {static_cast<int32_t>(e), begin, end};
+            }
             position += count;
         }
+        panel_count = end - slices;
         for (int64_t i = first; i < last; ++i) {
             const int64_t expert = expert_at(i);
             if (expert >= 0)
                 pairs[ends[expert]++] = {static_cast<int32_t>(i / call.top_k - start), call.routing ? call.routing[i] : 1.0f};
         }
         return true;
-    }
-
-    void add_span(int32_t expert, int32_t first, int32_t count) {
-        const auto before = static_cast<int32_t>(panel_count);
-        for (int32_t done = 0; done < count; done += kPanelTokens)
-            slices[panel_count++] = {first + done, count - done < kPanelTokens ? count - done : kPanelTokens};
-        spans[span_count++] = {expert, before, static_cast<int32_t>(panel_count) - before};
     }
 
     void quantize_token(int64_t token) const {
@@ -119,12 +121,8 @@ struct Experts {
                       quantized.corrections + token * in.groups());
     }
 
-    Panel panel_of(const Panels& panels, const Shape& shape, int64_t index) const {
-        return panels.at(shape, index, slices[index].first, slices[index].tokens);
-    }
-
     void fill_x(int64_t index) const {
-        const Panel to = panel_of(x, in, index);
+        const Panel to = x.at(in, slices[index]);
         clear_factors(to, in);
         for (int t = 0; t < to.tokens; ++t) {
             const int64_t token = pairs[slices[index].first + t].token;
@@ -137,7 +135,7 @@ struct Experts {
     }
 
     void fill_h(int64_t index) const {
-        const Panel to = panel_of(h, between, index);
+        const Panel to = h.at(between, slices[index]);
         clear_factors(to, between);
         for (int t = 0; t < to.tokens; ++t) {
             const int64_t pair = slices[index].first + t;
@@ -161,17 +159,21 @@ struct Experts {
         const int64_t first = block * kBlockRows;
         const int64_t count = call.intermediate - first < kBlockRows ? call.intermediate - first : kBlockRows;
         const int64_t base = span.expert * 2 * call.intermediate + first;
-        const Rows gate_rows = gate_up.from(base, count), up_rows = gate_up.from(base + call.intermediate, count);
-        alignas(64) float gates[kBlockRows * kPanelTokens] = {}, ups[kBlockRows * kPanelTokens] = {};
-        for (int32_t p = 0; p < span.panels; ++p) {
-            const int64_t index = span.first_panel + p;
-            const Panel from = panel_of(x, in, index);
-            path.multiply(gate_rows, from, gates);
-            path.multiply(up_rows, from, ups);
-            path.gate(gates, ups, count * kPanelTokens);
+        const Block gates_of(path, gate_up.from(base, count), in, span.has_wide(), gate_room);
+        const Block ups_of(path, gate_up.from(base + call.intermediate, count), in, span.has_wide(), up_room);
+        alignas(64) float gates[kBlockRows * kWideTokens], ups[kBlockRows * kWideTokens];
+        const auto bytes = static_cast<size_t>(count * (span.has_wide() ? kWideTokens : kPanelTokens)) * 4;
+        std::memset(gates, 0, bytes);  // the gate also reads what no token writes
+        std::memset(ups, 0, bytes);
+        for (const Slice* slice = span.begin; slice < span.end; ++slice) {
+            const Panel from = x.at(in, *slice);
+            const int64_t pitch = Block::pitch(from);
+            gates_of.multiply(from, gates);
+            ups_of.multiply(from, ups);
+            path.gate(gates, ups, count * pitch);
             for (int t = 0; t < from.tokens; ++t) {
-                float* to = hidden + (slices[index].first + t) * call.intermediate + first;
-                for (int64_t r = 0; r < count; ++r) to[r] = gates[r * kPanelTokens + t];
+                float* to = hidden + (slice->first + t) * call.intermediate + first;
+                for (int64_t r = 0; r < count; ++r) to[r] = gates[r * pitch + t];
             }
         }
     }
@@ -182,22 +184,24 @@ struct Experts {
         const int64_t count = call.hidden - first < kOutputBlock ? call.hidden - first : kOutputBlock;
         for (int64_t token = 0; token < tokens; ++token)
             std::memset(sums + token * call.hidden + first, 0, static_cast<size_t>(count) * 4);
-        alignas(64) float y[kOutputBlock * kPanelTokens];
+        alignas(64) float y[kOutputBlock * kWideTokens];
         for (int64_t s = 0; s < span_count; ++s) {
             const Span& span = spans[s];
-            const Rows rows = down.from(span.expert * call.hidden + first, count);
-            for (int32_t p = 0; p < span.panels; ++p) add(span.first_panel + p, rows, first, y);
+            const Block block(path, down.from(span.expert * call.hidden + first, count), between, span.has_wide(), down_room);
+            for (const Slice* slice = span.begin; slice < span.end; ++slice) {
+                const Panel from = h.at(between, *slice);
+                block.multiply(from, y);
+                add(*slice, y, Block::pitch(from), first, count);
+            }
         }
         for (int64_t token = 0; token < tokens; ++token) store(token, first, count);
     }
 
-    void add(int64_t index, const Rows& rows, int64_t first, float* y) const {
-        const Panel from = panel_of(h, between, index);
-        path.multiply(rows, from, y);
-        for (int t = 0; t < from.tokens; ++t) {
-            const Pair pair = pairs[slices[index].first + t];
+    void add(const Slice& slice, const float* y, int64_t pitch, int64_t first, int64_t count) const {
+        for (int t = 0; t < slice.tokens; ++t) {
+            const Pair pair = pairs[slice.first + t];
             float* to = sums + pair.token * call.hidden + first;
-            for (int64_t r = 0; r < rows.count; ++r) to[r] += pair.weight * y[r * kPanelTokens + t];
+            for (int64_t r = 0; r < count; ++r) to[r] += pair.weight * y[r * pitch + t];
         }
     }
 

@@ -12,10 +12,13 @@ struct Linear {
     const Path& path;
     Shape shape;
     Rows rows;
-    int64_t panels;
     char* joined;  // a token's heads side by side, where there is something between them
     Quantized tokens;
+    Slice* slices;
     Panels activations;
+    Room room;
+    int64_t panels;
+    bool has_wide;
 
     explicit Linear(const kimi_linear_call& c)
         : call(c),
@@ -23,10 +26,13 @@ struct Linear {
           path(chosen_path()),
           shape{matrix.columns, matrix.group, static_cast<int>(matrix.format), matrix.exact != 0},
           rows(make_rows(shape, static_cast<int>(matrix.scale_dtype), matrix.weights, matrix.scales, matrix.rows)),
-          panels((c.tokens + kPanelTokens - 1) / kPanelTokens),
           joined(nullptr),
           tokens{},
-          activations{} {}
+          slices(nullptr),
+          activations{},
+          room{},
+          panels(0),
+          has_wide(false) {}
 
     int64_t x_bytes() const { return call.dtype == KIMI_BFLOAT16 ? 2 : 4; }
     bool has_gaps() const { return call.heads * call.head_width != matrix.columns; }
@@ -35,8 +41,16 @@ struct Linear {
         Layout layout(base);
         joined = layout.take<char>(has_gaps() ? call.tokens * matrix.columns * x_bytes() : 0);
         tokens.lay_out(layout, shape, call.tokens);
-        activations.lay_out(layout, shape, call.tokens, panels);
+        slices = layout.take<Slice>(Cutter::most_slices(call.tokens, 1));
+        activations.lay_out(layout, shape, call.tokens, 1);
+        room.lay_out(layout, shape, path, kBlockRows);
         return layout.used();
+    }
+
+    void cut() {
+        Cutter cutter(path, shape);
+        panels = cutter.cut(0, static_cast<int32_t>(call.tokens), slices) - slices;
+        has_wide = slices[0].lanes > 0;
     }
 
     const char* token_at(int64_t token) const {
@@ -49,17 +63,11 @@ struct Linear {
         return to;
     }
 
-    Panel panel(int64_t index) const {
-        const int64_t first = index * kPanelTokens;
-        const int64_t left = call.tokens - first;
-        return activations.at(shape, index, first, static_cast<int>(left < kPanelTokens ? left : kPanelTokens));
-    }
-
     void fill(int64_t index) const {
-        const Panel to = panel(index);
+        const Panel to = activations.at(shape, slices[index]);
         clear_factors(to, shape);
         for (int t = 0; t < to.tokens; ++t) {
-            const int64_t token = index * kPanelTokens + t;
+            const int64_t token = slices[index].first + t;
             const char* from = token_at(token);
             if (shape.is_float) {
                 place_float(to, shape, t, from, static_cast<int>(call.dtype), 0);
@@ -74,25 +82,26 @@ struct Linear {
         }
     }
 
-    void compute(int64_t block) const {
-        const int64_t first = block * kBlockRows;
+    void compute(int64_t index) const {
+        const int64_t first = index * kBlockRows;
         const int64_t count = matrix.rows - first < kBlockRows ? matrix.rows - first : kBlockRows;
-        const Rows part = rows.from(first, count);
-        alignas(64) float y[kBlockRows * kPanelTokens];
-        for (int64_t index = 0; index < panels; ++index) {
-            const Panel from = panel(index);
-            path.multiply(part, from, y);
-            for (int t = 0; t < from.tokens; ++t) store(y + t, (index * kPanelTokens + t) * matrix.rows + first, count);
+        const Block block(path, rows.from(first, count), shape, has_wide, room);
+        alignas(64) float y[kBlockRows * kWideTokens];
+        for (const Slice* slice = slices; slice < slices + panels; ++slice) {
+            const Panel from = activations.at(shape, *slice);
+            block.multiply(from, y);
+            for (int t = 0; t < from.tokens; ++t)
+                store(y + t, Block::pitch(from), (slice->first + t) * matrix.rows + first, count);
         }
     }
 
-    void store(const float* y, int64_t offset, int64_t count) const {
+    void store(const float* y, int64_t pitch, int64_t offset, int64_t count) const {
         if (call.y_dtype == KIMI_BFLOAT16) {
             auto* to = static_cast<uint16_t*>(call.y) + offset;
-            for (int64_t r = 0; r < count; ++r) to[r] = to_bf16(y[r * kPanelTokens]);
+            for (int64_t r = 0; r < count; ++r) to[r] = to_bf16(y[r * pitch]);
         } else {
             auto* to = static_cast<float*>(call.y) + offset;
-            for (int64_t r = 0; r < count; ++r) to[r] = y[r * kPanelTokens];
+            for (int64_t r = 0; r < count; ++r) to[r] = y[r * pitch];
         }
     }
 };
@@ -100,7 +109,7 @@ struct Linear {
 thread_local Workspace workspace;
 
 kimi_status check(const kimi_linear_call& call, const Shape& shape) {
-    if (call.tokens < 0 || call.heads < 1 || shape.columns % call.heads) return KIMI_BAD_SIZE;
+    if (call.tokens < 0 || call.tokens > INT32_MAX || call.heads < 1 || shape.columns % call.heads) return KIMI_BAD_SIZE;
     if (call.head_width < shape.columns / call.heads) return KIMI_BAD_SIZE;
     return check_shape(shape, call.matrix.rows);
 }
@@ -115,6 +124,7 @@ extern "C" int kimi_linear(const kimi_linear_call* call) {
     if (status != KIMI_OK || call->tokens == 0) return status;
     if (!workspace.reserve(work.lay_out(nullptr))) return KIMI_NO_MEMORY;
     work.lay_out(workspace.memory());
+    work.cut();
     const int64_t blocks = (call->matrix.rows + kBlockRows - 1) / kBlockRows;
 #pragma omp parallel
     {

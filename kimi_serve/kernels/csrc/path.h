@@ -10,6 +10,9 @@ namespace kimi {
 constexpr int kPanelTokens = 8;  // as many accumulators as fit the sixteen registers of AVX2 beside the weights
 constexpr int kBlock = 32;       // bytes of quantized activations that one token has side by side in a panel
 constexpr int kFloatBlock = 8;   // the same for float activations
+constexpr int kLanes = 16;       // tokens side by side in a wide panel's registers or tiles
+constexpr int kWideTokens = 32;  // the most that a wide panel has
+constexpr int kWideBlock = 64;   // columns that a wide panel's rows are filled up to
 
 // Consecutive rows of one matrix.
 struct Rows {
@@ -38,11 +41,23 @@ struct Rows {
 // the nibbles of 32 (16) bytes of weights fall apart.
 struct Panel {
     int tokens;
+    int lanes;                 // 0, or 16 or 32: a wide panel
     const int8_t* quantized;   // null where activations are float
     const float* values;       // null where they are quantized
-    const float* scales;       // (groups, 8): real value = scale * quantized
-    const float* corrections;  // (groups, 8): -8 * scale * sum of quantized, for weights stored + 8
+    const float* scales;       // (groups, 8): real value = scale * quantized; wide: (groups, lanes)
+    const float* corrections;  // (groups, 8): -8 * scale * sum of quantized, for weights stored + 8; wide: null
 };
+
+// A wide panel serves more than eight tokens: lanes are tokens, so that a weight is broadcast to all of them and no sum
+// is left to add up across lanes. Its bytes are unsigned (quantized + 128), (columns / 4, lanes, 4); lanes past `tokens`
+// hold anything. Its rows are opened first, once for all panels of an expert.
+struct Opened {
+    const int8_t* values;  // signed weights, columns in a panel's order, zeros after the last
+    int64_t stride;        // bytes a row
+    const int32_t* starts; // (rows, groups): -128 * the sum of a group's weights
+};
+
+using MultiplyWide = void (*)(const Rows& rows, const Opened& opened, const Panel& panel, float* y);
 
 struct Path {
     const char* name;
@@ -53,12 +68,19 @@ struct Path {
     void (*quantize)(const void* x, int dtype, int64_t columns, int64_t group, bool int4, int8_t* quantized,
                      float* scales, float* corrections);
     void (*gate)(float* gate, const float* up, int64_t count);
+    // For wide panels; null where a path has none. open: `space` holds rows.count rows of wide_columns(rows.columns) bytes.
+    Opened (*open)(const Rows& rows, int8_t* space, int32_t* starts);
+    MultiplyWide multiply_wide;  // y[row * 32 + token], tokens past panel.tokens undefined
 };
 
 extern const Path kPortable;
 #if defined(__x86_64__)
 extern const Path kAvx2;
 extern const Path kVnni;
+extern const Path kAmx;
+
+bool has_amx();
+void multiply_amx(const Rows& rows, const Opened& opened, const Panel& panel, float* y);
 #endif
 
 const Path& chosen_path();
@@ -88,5 +110,6 @@ inline void put(float* to, float value) { *to = value; }
 inline void put(uint16_t* to, float value) { *to = to_bf16(value); }
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline int64_t wide_columns(int64_t columns) { return round_up(columns, kWideBlock); }
 
 }  // namespace kimi

@@ -19,6 +19,7 @@ const Path* const kPaths[] = {
 #if defined(__x86_64__)
     &kAvx2,
     &kVnni,
+    &kAmx,
 #endif
 };
 constexpr int kPathCount = static_cast<int>(sizeof(kPaths) / sizeof(kPaths[0]));

@@ -2,6 +2,7 @@
 #include "path.h"
 
 #include "elementwise.inl"
+#include "wide.inl"
 
 namespace kimi {
 namespace {
@@ -81,6 +82,6 @@ void multiply(const Rows& rows, const Panel& panel, float* y) {
 
 }  // namespace
 
-const Path kPortable = {"portable", always, multiply, quantize_values, gate_values};
+const Path kPortable = {"portable", always, multiply, quantize_values, gate_values, open_rows, multiply_plain};
 
 }  // namespace kimi

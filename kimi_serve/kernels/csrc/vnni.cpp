@@ -1,4 +1,5 @@
-// The path for CPUs with AVX-512 VNNI: one instruction multiplies and adds four neighbours into 32 bits.
+// The paths for CPUs with AVX-512 VNNI, without AMX and with it: one instruction multiplies and adds four neighbours into
+// 32 bits. Few tokens take registers of 256 bits, as AVX2 does: memory is what they wait for. More take 512, or tiles.
 //
 // Built with KIMI_EMULATE_VNNI, that instruction is spelled out in AVX2 and the path runs where it is missing: so the
 // tests reach everything in this file but the instruction itself.
@@ -8,17 +9,21 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512vl,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
 #elif defined(KIMI_EMULATE_VNNI)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #endif
 
 #include "elementwise.inl"
+#include "wide.inl"
 #include "x86.inl"
+#if !defined(KIMI_EMULATE_VNNI)
+#include "wide512.inl"
+#endif
 
 namespace kimi {
 namespace {
@@ -35,8 +40,9 @@ inline __m256i add_products(__m256i sum, __m256i magnitude, __m256i lent) {
 }
 #else
 bool has_vnni() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
 inline __m256i add_products(__m256i sum, __m256i magnitude, __m256i lent) {
@@ -53,7 +59,12 @@ inline __m256i dot(const __m256i* w, const int8_t* activations, int64_t stride) 
 
 }  // namespace
 
-const Path kVnni = {"avx512vnni", has_vnni, multiply, quantize_values, gate_values};
+#if defined(KIMI_EMULATE_VNNI)
+constexpr MultiplyWide multiply_wide = multiply_plain;
+#endif
+
+const Path kVnni = {"avx512vnni", has_vnni, multiply, quantize_values, gate_values, open_rows, multiply_wide};
+const Path kAmx = {"amx", has_amx, multiply, quantize_values, gate_values, open_rows, multiply_amx};
 
 }  // namespace kimi
 

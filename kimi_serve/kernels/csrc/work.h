@@ -2,6 +2,10 @@
 #pragma once
 #include <cstdlib>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "path.h"
 
 namespace kimi {
@@ -48,7 +52,8 @@ struct Shape {
     bool is_float;
 
     int64_t groups() const { return format == KIMI_INT4 ? columns / group : 1; }
-    int64_t padded() const { return round_up(columns, is_float ? kFloatBlock : kBlock); }
+    int64_t narrow() const { return round_up(columns, kBlock); }
+    int64_t padded() const { return is_float ? round_up(columns, kFloatBlock) : wide_columns(columns); }
     int64_t token_bytes() const { return padded() * (is_float ? 4 : 1); }
 };
 
@@ -65,32 +70,90 @@ struct Quantized {
     }
 };
 
-// Panels side by side: panel p holds rows first .. first + tokens - 1 of a list of activation rows.
-struct Panels {
-    char* values;        // (rows, padded) as int8 or float32, interleaved inside a panel
-    float* scales;       // (panels, groups, 8)
-    float* corrections;  // (panels, groups, 8)
+// Consecutive activation rows that one panel holds.
+struct Slice {
+    int32_t first, tokens;
+    int32_t lanes;    // 0, or a wide panel's
+    int64_t place;    // rows that earlier panels take, lanes without a token among them
+    int64_t factors;  // lanes that earlier panels take of scales
+};
 
-    void lay_out(Layout& layout, const Shape& shape, int64_t rows, int64_t panels) {
-        values = layout.take<char>(rows * shape.token_bytes());
-        scales = layout.take<float>(shape.is_float ? 0 : panels * shape.groups() * kPanelTokens);
-        corrections = layout.take<float>(shape.is_float ? 0 : panels * shape.groups() * kPanelTokens);
+// Cuts runs of activation rows into panels: wide ones while more than eight tokens are left, where the path has them.
+class Cutter {
+public:
+    Cutter(const Path& path, const Shape& shape) : is_wide_(path.open && !shape.is_float) {}
+
+    static int64_t most_slices(int64_t rows, int64_t runs) { return rows / kPanelTokens + runs; }
+    static int64_t most_rows(const Shape& shape, int64_t rows) {  // nine tokens take sixteen lanes
+        return shape.is_float ? rows : 2 * rows;
+    }
+    static int64_t most_factors(int64_t rows, int64_t runs) { return 2 * rows + kPanelTokens * most_slices(rows, runs); }
+
+    Slice* cut(int32_t first, int32_t count, Slice* to) {
+        while (count) {
+            const bool wide = is_wide_ && count > kPanelTokens;
+            const int32_t most = wide ? kWideTokens : kPanelTokens;
+            const int32_t tokens = count < most ? count : most;
+            const auto lanes = wide ? static_cast<int32_t>(round_up(tokens, kLanes)) : 0;
+            *to++ = {first, tokens, lanes, place_, factors_};
+            place_ += wide ? lanes : tokens;
+            factors_ += wide ? lanes : kPanelTokens;
+            first += tokens;
+            count -= tokens;
+        }
+        return to;
     }
 
-    Panel at(const Shape& shape, int64_t panel, int64_t first, int tokens) const {
-        char* place = values + first * shape.token_bytes();
-        const int64_t factors = panel * shape.groups() * kPanelTokens;
-        return {tokens, shape.is_float ? nullptr : reinterpret_cast<int8_t*>(place),
-                shape.is_float ? reinterpret_cast<float*>(place) : nullptr, shape.is_float ? nullptr : scales + factors,
-                shape.is_float ? nullptr : corrections + factors};
+private:
+    bool is_wide_;
+    int64_t place_ = 0, factors_ = 0;
+};
+
+// What panels are made of, one after another.
+struct Panels {
+    char* values;        // (rows, token_bytes) as int8 or float32, interleaved inside a panel
+    float* scales;       // per panel (groups, 8 or lanes)
+    float* corrections;
+
+    void lay_out(Layout& layout, const Shape& shape, int64_t rows, int64_t runs) {
+        values = layout.take<char>(Cutter::most_rows(shape, rows) * shape.token_bytes());
+        const int64_t factors = shape.is_float ? 0 : Cutter::most_factors(rows, runs) * shape.groups();
+        scales = layout.take<float>(factors);
+        corrections = layout.take<float>(factors);
+    }
+
+    Panel at(const Shape& shape, const Slice& slice) const {
+        char* place = values + slice.place * shape.token_bytes();
+        if (shape.is_float) return {slice.tokens, 0, nullptr, reinterpret_cast<float*>(place), nullptr, nullptr};
+        const int64_t factors = slice.factors * shape.groups();
+        return {slice.tokens,
+                slice.lanes,
+                reinterpret_cast<int8_t*>(place),
+                nullptr,
+                scales + factors,
+                slice.lanes ? nullptr : corrections + factors};
     }
 };
+
+// One token into its place in a wide panel: four bytes, then the next token's four.
+inline void place_wide(const Panel& panel, const Shape& shape, int token, const int8_t* values, const float* scales) {
+    auto* to = const_cast<int8_t*>(panel.quantized) + 4 * token;
+    for (int64_t k = 0; k < shape.padded(); k += 4, to += 4 * panel.lanes) {
+        uint32_t four;
+        std::memcpy(&four, values + k, 4);
+        four ^= 0x80808080u;  // + 128
+        std::memcpy(to, &four, 4);
+    }
+    auto* panel_scales = const_cast<float*>(panel.scales);
+    for (int64_t g = 0; g < shape.groups(); ++g) panel_scales[g * panel.lanes + token] = scales[g];
+}
 
 // One token into its place in a panel, from the quantizer's row or from float32 or bfloat16 values.
 inline void place_quantized(const Panel& panel, const Shape& shape, int token, const int8_t* values,
                             const float* scales, const float* corrections) {
+    if (panel.lanes) return place_wide(panel, shape, token, values, scales);
     auto* to = const_cast<int8_t*>(panel.quantized) + kBlock * token;
-    for (int64_t k = 0; k < shape.padded(); k += kBlock, to += kBlock * panel.tokens) std::memcpy(to, values + k, kBlock);
+    for (int64_t k = 0; k < shape.narrow(); k += kBlock, to += kBlock * panel.tokens) std::memcpy(to, values + k, kBlock);
     auto* panel_scales = const_cast<float*>(panel.scales);
     auto* panel_corrections = const_cast<float*>(panel.corrections);
     for (int64_t g = 0; g < shape.groups(); ++g) {
@@ -116,12 +179,67 @@ inline void place_float(const Panel& panel, const Shape& shape, int token, const
         place_values(panel, shape, token, static_cast<const float*>(x) + offset);
 }
 
-// Lanes of tokens that a panel lacks: read by whole-register loads, never used.
+// Factors of tokens that a panel lacks: read by whole-register loads, never used.
 inline void clear_factors(const Panel& panel, const Shape& shape) {
     if (panel.values) return;
-    std::memset(const_cast<float*>(panel.scales), 0, static_cast<size_t>(shape.groups()) * kPanelTokens * 4);
-    std::memset(const_cast<float*>(panel.corrections), 0, static_cast<size_t>(shape.groups()) * kPanelTokens * 4);
+    const auto bytes = static_cast<size_t>(shape.groups() * (panel.lanes ? panel.lanes : kPanelTokens)) * 4;
+    std::memset(const_cast<float*>(panel.scales), 0, bytes);
+    if (panel.corrections) std::memset(const_cast<float*>(panel.corrections), 0, bytes);
 }
+
+inline int64_t thread_count() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+inline int64_t this_thread() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// Where each thread opens the block of rows that it has at hand.
+struct Room {
+    int8_t* values;  // (threads, rows, columns)
+    int32_t* starts; // (threads, rows, groups)
+    int64_t rows;
+
+    void lay_out(Layout& layout, const Shape& shape, const Path& path, int64_t most_rows) {
+        rows = path.open && !shape.is_float ? most_rows : 0;
+        values = layout.take<int8_t>(thread_count() * rows * wide_columns(shape.columns));
+        starts = layout.take<int32_t>(thread_count() * rows * shape.groups());
+    }
+};
+
+// The rows that one task multiplies with all panels of a run, opened once where there are wide ones.
+class Block {
+public:
+    Block(const Path& path, const Rows& rows, const Shape& shape, bool has_wide, const Room& room) : path_(path), rows_(rows) {
+        if (!has_wide) return;
+        const int64_t first = this_thread() * room.rows;
+        opened_ = path.open(rows, room.values + first * wide_columns(shape.columns), room.starts + first * shape.groups());
+    }
+
+    // y[row * pitch(panel) + token]
+    void multiply(const Panel& panel, float* y) const {
+        if (panel.lanes)
+            path_.multiply_wide(rows_, opened_, panel, y);
+        else
+            path_.multiply(rows_, panel, y);
+    }
+
+    static int64_t pitch(const Panel& panel) { return panel.lanes ? kWideTokens : kPanelTokens; }
+
+private:
+    const Path& path_;
+    Rows rows_;
+    Opened opened_{};
+};
 
 kimi_status check_shape(const Shape& shape, int64_t rows);
 Rows make_rows(const Shape& shape, int scale_dtype, const void* data, const void* scales, int64_t count);
