@@ -69,14 +69,15 @@ void clear() {
     tiles[kTile] = {};
 }
 
-template <int kTo, int kSigned, int kUnsigned>
+template <int kTo, int kRow, int kColumn>
 void add_products() {
     for (int row = 0; row < configured.rows[kTo]; ++row)
         for (int lane = 0; lane < configured.row_bytes[kTo] / 4; ++lane) {
             int32_t sum;
             std::memcpy(&sum, tiles[kTo].bytes[row] + 4 * lane, 4);
-            for (int k = 0; k < configured.row_bytes[kSigned]; ++k)
-                sum += static_cast<int8_t>(tiles[kSigned].bytes[row][k]) * tiles[kUnsigned].bytes[k / 4][4 * lane + k % 4];
+            for (int k = 0; k < configured.row_bytes[kRow]; ++k)
+                sum += static_cast<int8_t>(tiles[kRow].bytes[row][k]) *
+                       static_cast<int8_t>(tiles[kColumn].bytes[k / 4][4 * lane + k % 4]);
             std::memcpy(tiles[kTo].bytes[row] + 4 * lane, &sum, 4);
         }
 }
@@ -102,9 +103,10 @@ inline void clear() {
     __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
 }
 
-template <int kTo, int kSigned, int kUnsigned>
+// Signed bytes both; int4's, stored + 8, are at most 15.
+template <int kTo, int kRow, int kColumn>
 inline void add_products() {
-    __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kTo), "i"(kSigned), "i"(kUnsigned));
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kTo), "i"(kRow), "i"(kColumn));
 }
 
 // The CPU has tiles, the system saves them (XCR0 bits 17 and 18), and gives them to this process on request.
@@ -123,7 +125,7 @@ bool may_use_tiles() {
 
 // kRows x kVectors tiles of sums over one group, stored as (row tiles, vectors, 16, 16).
 template <int kRows, int kVectors>
-void sum_group(const int8_t* weights, int64_t stride, const int8_t* activations, int64_t group, int step, int32_t* sums) {
+void sum_group(const uint8_t* weights, int64_t stride, const int8_t* activations, int64_t group, int step, int32_t* sums) {
     constexpr int64_t kPitch = 4 * kLanes * kVectors;
     clear<kSums>();
     if constexpr (kVectors == 2) clear<kSums + 1>();
@@ -156,17 +158,17 @@ template <int kRows, int kVectors>
 void rows_of_tiles(const Rows& rows, const Opened& opened, const Panel& panel, int64_t first, int64_t count, int step,
                    float* y) {
     const int64_t group = wide_group(rows);
+    const bool is_int4 = rows.format == KIMI_INT4;
     alignas(64) int32_t sums[kRows * kVectors * kTileRows * kLanes];
     for (int64_t g = 0; g < rows.groups; ++g) {
         sum_group<kRows, kVectors>(opened.values + first * opened.stride + g * group, opened.stride,
                                    panel.quantized + g * group * panel.lanes, group, step, sums);
         for (int64_t r = 0; r < count; ++r) {
-            const int64_t factor = (first + r) * rows.groups + g;
-            const float scale = scale_at(rows.scales, rows.scale_dtype, factor);
+            const float scale = scale_at(rows.scales, rows.scale_dtype, (first + r) * rows.groups + g);
             for (int v = 0; v < kVectors; ++v) {
-                int32_t* row = sums + ((r / kTileRows * kVectors + v) * kTileRows + r % kTileRows) * kLanes;
-                for (int lane = 0; lane < kLanes; ++lane) row[lane] += opened.starts[factor];
-                add_scaled(row, scale, panel.scales + g * panel.lanes + v * kLanes, kLanes, g == 0,
+                const int64_t lanes = g * panel.lanes + v * kLanes;
+                add_scaled(sums + ((r / kTileRows * kVectors + v) * kTileRows + r % kTileRows) * kLanes, scale,
+                           panel.scales + lanes, is_int4 ? panel.corrections + lanes : nullptr, kLanes, g == 0,
                            y + (first + r) * kWideTokens + v * kLanes);
             }
         }
@@ -193,17 +195,16 @@ void multiply_vectors(const Rows& rows, const Opened& opened, const Panel& panel
 bool multiplies_rightly() {
     constexpr int kRows = 37, kColumns = 128;
     int8_t weights[kRows * kColumns];
-    uint8_t activations[kColumns * kWideTokens];
+    int8_t activations[kColumns * kWideTokens];
     for (int i = 0; i < kRows * kColumns; ++i) weights[i] = static_cast<int8_t>(i * 37 % 251 - 125);
-    for (int i = 0; i < kColumns * kWideTokens; ++i) activations[i] = static_cast<uint8_t>(i * 53 % 256);
+    for (int i = 0; i < kColumns * kWideTokens; ++i) activations[i] = static_cast<int8_t>(i * 53 % 255 - 127);
     float ones[kWideTokens], scales[kRows];
     for (float& one : ones) one = 1.0f;
     for (float& scale : scales) scale = 1.0f;
     const Rows rows = {KIMI_INT8, KIMI_FLOAT32, kColumns, kColumns, kRows, reinterpret_cast<const uint8_t*>(weights),
                        scales,    kColumns,     1};
-    int32_t starts[kRows];
-    const Opened opened = open_rows(rows, nullptr, starts);
-    const Panel panel = {kWideTokens, kWideTokens, reinterpret_cast<const int8_t*>(activations), nullptr, ones, nullptr};
+    const Opened opened = open_rows(rows, nullptr);
+    const Panel panel = {kWideTokens, kWideTokens, activations, nullptr, ones, nullptr};
     float found[kRows * kWideTokens], expected[kRows * kWideTokens];
     multiply_amx(rows, opened, panel, found);
     multiply_plain(rows, opened, panel, expected);

@@ -44,17 +44,16 @@ struct Panel {
     int lanes;                 // 0, or 16 or 32: a wide panel
     const int8_t* quantized;   // null where activations are float
     const float* values;       // null where they are quantized
-    const float* scales;       // (groups, 8): real value = scale * quantized; wide: (groups, lanes)
-    const float* corrections;  // (groups, 8): -8 * scale * sum of quantized, for weights stored + 8; wide: null
+    const float* scales;       // (groups, 8 or lanes): real value = scale * quantized
+    const float* corrections;  // as scales: -8 * scale * sum of quantized, for weights stored + 8
 };
 
 // A wide panel serves more than eight tokens: lanes are tokens, so that a weight is broadcast to all of them and no sum
-// is left to add up across lanes. Its bytes are unsigned (quantized + 128), (columns / 4, lanes, 4); lanes past `tokens`
-// hold anything. Its rows are opened first, once for all panels of an expert.
+// is left to add up across lanes. Its bytes are (columns / 4, lanes, 4); lanes past `tokens` hold anything. Its rows are
+// opened first, once for all panels of an expert: a byte a weight, columns in a panel's order, zeros after the last.
 struct Opened {
-    const int8_t* values;  // signed weights, columns in a panel's order, zeros after the last
-    int64_t stride;        // bytes a row
-    const int32_t* starts; // (rows, groups): -128 * the sum of a group's weights
+    const uint8_t* values;  // int4: stored + 8; int8: two's complement
+    int64_t stride;         // bytes a row
 };
 
 using MultiplyWide = void (*)(const Rows& rows, const Opened& opened, const Panel& panel, float* y);
@@ -69,7 +68,7 @@ struct Path {
                      float* scales, float* corrections);
     void (*gate)(float* gate, const float* up, int64_t count);
     // For wide panels; null where a path has none. open: `space` holds rows.count rows of wide_columns(rows.columns) bytes.
-    Opened (*open)(const Rows& rows, int8_t* space, int32_t* starts);
+    Opened (*open)(const Rows& rows, uint8_t* space);
     MultiplyWide multiply_wide;  // y[row * 32 + token], tokens past panel.tokens undefined
 };
 

@@ -50,11 +50,17 @@ inline __m256i add_products(__m256i sum, __m256i magnitude, __m256i lent) {
 }
 #endif
 
+// Two chains: one would wait for itself.
 template <int kVectors>
 inline __m256i dot(const __m256i* w, const int8_t* activations, int64_t stride) {
-    __m256i sum = _mm256_setzero_si256();
-    for (int i = 0; i < kVectors; ++i) sum = add_products(sum, w[i], load(activations + i * stride));
-    return sum;
+    __m256i sum = add_products(_mm256_setzero_si256(), w[0], load(activations));
+    if constexpr (kVectors == 1) return sum;
+    __m256i other = add_products(_mm256_setzero_si256(), w[1], load(activations + stride));
+    for (int i = 2; i < kVectors; i += 2) {
+        sum = add_products(sum, w[i], load(activations + i * stride));
+        other = add_products(other, w[i + 1], load(activations + (i + 1) * stride));
+    }
+    return _mm256_add_epi32(sum, other);
 }
 
 }  // namespace

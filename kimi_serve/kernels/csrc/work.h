@@ -78,10 +78,13 @@ struct Slice {
     int64_t factors;  // lanes that earlier panels take of scales
 };
 
-// Cuts runs of activation rows into panels: wide ones while more than eight tokens are left, where the path has them.
+// Cuts runs of activation rows into panels, wide ones first: as many full ones as there are, then what costs least.
 class Cutter {
 public:
-    Cutter(const Path& path, const Shape& shape) : is_wide_(path.open && !shape.is_float) {}
+    Cutter(const Path& path, const Shape& shape)
+        : least_(!path.open || shape.is_float    ? INT32_MAX
+                 : shape.format == KIMI_INT4 ? 13  // opening int4 costs about what two narrow panels do
+                                             : kPanelTokens + 1) {}
 
     static int64_t most_slices(int64_t rows, int64_t runs) { return rows / kPanelTokens + runs; }
     static int64_t most_rows(const Shape& shape, int64_t rows) {  // nine tokens take sixteen lanes
@@ -91,13 +94,12 @@ public:
 
     Slice* cut(int32_t first, int32_t count, Slice* to) {
         while (count) {
-            const bool wide = is_wide_ && count > kPanelTokens;
-            const int32_t most = wide ? kWideTokens : kPanelTokens;
+            const int32_t lanes = lanes_for(count);
+            const int32_t most = lanes ? lanes : kPanelTokens;
             const int32_t tokens = count < most ? count : most;
-            const auto lanes = wide ? static_cast<int32_t>(round_up(tokens, kLanes)) : 0;
             *to++ = {first, tokens, lanes, place_, factors_};
-            place_ += wide ? lanes : tokens;
-            factors_ += wide ? lanes : kPanelTokens;
+            place_ += lanes ? lanes : tokens;
+            factors_ += most;
             first += tokens;
             count -= tokens;
         }
@@ -105,7 +107,12 @@ public:
     }
 
 private:
-    bool is_wide_;
+    int32_t lanes_for(int32_t count) const {
+        if (count < least_) return 0;
+        return count > kLanes + kPanelTokens ? kWideTokens : kLanes;
+    }
+
+    int32_t least_;
     int64_t place_ = 0, factors_ = 0;
 };
 
@@ -126,39 +133,26 @@ struct Panels {
         char* place = values + slice.place * shape.token_bytes();
         if (shape.is_float) return {slice.tokens, 0, nullptr, reinterpret_cast<float*>(place), nullptr, nullptr};
         const int64_t factors = slice.factors * shape.groups();
-        return {slice.tokens,
-                slice.lanes,
-                reinterpret_cast<int8_t*>(place),
-                nullptr,
-                scales + factors,
-                slice.lanes ? nullptr : corrections + factors};
+        return {slice.tokens, slice.lanes, reinterpret_cast<int8_t*>(place), nullptr, scales + factors,
+                corrections + factors};
     }
 };
-
-// One token into its place in a wide panel: four bytes, then the next token's four.
-inline void place_wide(const Panel& panel, const Shape& shape, int token, const int8_t* values, const float* scales) {
-    auto* to = const_cast<int8_t*>(panel.quantized) + 4 * token;
-    for (int64_t k = 0; k < shape.padded(); k += 4, to += 4 * panel.lanes) {
-        uint32_t four;
-        std::memcpy(&four, values + k, 4);
-        four ^= 0x80808080u;  // + 128
-        std::memcpy(to, &four, 4);
-    }
-    auto* panel_scales = const_cast<float*>(panel.scales);
-    for (int64_t g = 0; g < shape.groups(); ++g) panel_scales[g * panel.lanes + token] = scales[g];
-}
 
 // One token into its place in a panel, from the quantizer's row or from float32 or bfloat16 values.
 inline void place_quantized(const Panel& panel, const Shape& shape, int token, const int8_t* values,
                             const float* scales, const float* corrections) {
-    if (panel.lanes) return place_wide(panel, shape, token, values, scales);
-    auto* to = const_cast<int8_t*>(panel.quantized) + kBlock * token;
-    for (int64_t k = 0; k < shape.narrow(); k += kBlock, to += kBlock * panel.tokens) std::memcpy(to, values + k, kBlock);
+    const int step = panel.lanes ? 4 : kBlock, across = panel.lanes ? panel.lanes : panel.tokens;
+    auto* to = const_cast<int8_t*>(panel.quantized) + step * token;
+    if (panel.lanes)
+        for (int64_t k = 0; k < shape.padded(); k += 4, to += 4 * across) std::memcpy(to, values + k, 4);
+    else
+        for (int64_t k = 0; k < shape.narrow(); k += kBlock, to += kBlock * across) std::memcpy(to, values + k, kBlock);
+    const int pitch = panel.lanes ? panel.lanes : kPanelTokens;
     auto* panel_scales = const_cast<float*>(panel.scales);
     auto* panel_corrections = const_cast<float*>(panel.corrections);
     for (int64_t g = 0; g < shape.groups(); ++g) {
-        panel_scales[g * kPanelTokens + token] = scales[g];
-        panel_corrections[g * kPanelTokens + token] = shape.format == KIMI_INT4 ? corrections[g] : 0.0f;
+        panel_scales[g * pitch + token] = scales[g];
+        panel_corrections[g * pitch + token] = shape.format == KIMI_INT4 ? corrections[g] : 0.0f;
     }
 }
 
@@ -184,7 +178,7 @@ inline void clear_factors(const Panel& panel, const Shape& shape) {
     if (panel.values) return;
     const auto bytes = static_cast<size_t>(shape.groups() * (panel.lanes ? panel.lanes : kPanelTokens)) * 4;
     std::memset(const_cast<float*>(panel.scales), 0, bytes);
-    if (panel.corrections) std::memset(const_cast<float*>(panel.corrections), 0, bytes);
+    std::memset(const_cast<float*>(panel.corrections), 0, bytes);
 }
 
 inline int64_t thread_count() {
@@ -205,14 +199,12 @@ inline int64_t this_thread() {
 
 // Where each thread opens the block of rows that it has at hand.
 struct Room {
-    int8_t* values;  // (threads, rows, columns)
-    int32_t* starts; // (threads, rows, groups)
+    uint8_t* values;  // (threads, rows, columns)
     int64_t rows;
 
     void lay_out(Layout& layout, const Shape& shape, const Path& path, int64_t most_rows) {
         rows = path.open && !shape.is_float ? most_rows : 0;
-        values = layout.take<int8_t>(thread_count() * rows * wide_columns(shape.columns));
-        starts = layout.take<int32_t>(thread_count() * rows * shape.groups());
+        values = layout.take<uint8_t>(thread_count() * rows * wide_columns(shape.columns));
     }
 };
 
@@ -220,9 +212,7 @@ struct Room {
 class Block {
 public:
     Block(const Path& path, const Rows& rows, const Shape& shape, bool has_wide, const Room& room) : path_(path), rows_(rows) {
-        if (!has_wide) return;
-        const int64_t first = this_thread() * room.rows;
-        opened_ = path.open(rows, room.values + first * wide_columns(shape.columns), room.starts + first * shape.groups());
+        if (has_wide) opened_ = path.open(rows, room.values + this_thread() * room.rows * wide_columns(shape.columns));
     }
 
     // y[row * pitch(panel) + token]
