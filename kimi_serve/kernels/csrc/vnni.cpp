@@ -22,6 +22,7 @@
 #include "wide.inl"
 #include "x86.inl"
 #if !defined(KIMI_EMULATE_VNNI)
+#include "single512.inl"
 #include "wide512.inl"
 #endif
 
@@ -67,10 +68,11 @@ inline __m256i dot(const __m256i* w, const int8_t* activations, int64_t stride) 
 
 #if defined(KIMI_EMULATE_VNNI)
 constexpr MultiplyWide multiply_wide = multiply_plain;
+void multiply_narrow(const Rows& rows, const Panel& panel, float* y) { multiply(rows, panel, y); }
 #endif
 
-const Path kVnni = {"avx512vnni", has_vnni, multiply, quantize_values, gate_values, open_rows, multiply_wide};
-const Path kAmx = {"amx", has_amx, multiply, quantize_values, gate_values, open_rows, multiply_amx};
+const Path kVnni = {"avx512vnni", has_vnni, multiply_narrow, quantize_values, gate_values, open_rows, multiply_wide};
+const Path kAmx = {"amx", has_amx, multiply_narrow, quantize_values, gate_values, open_rows, multiply_amx};
 
 }  // namespace kimi
 
