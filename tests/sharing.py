@@ -8,6 +8,7 @@ FORKED = (
     "tests/engine/test_parallel.py",
     "tests/stack/test_plugin.py",
     "tests/plan/test_full_size.py",
+    "tests/quantize/test_in_tree.py",
     "tests/launch/test_doctor.py",
     "tests/benchmarks/load/test_crosscheck.py",
 )

@@ -5,6 +5,7 @@ of the import. Host and process speak JSON lines: {"arguments": [...], "environm
 "stdout": FILE, "stderr": FILE} in, {"status": N} out when every process of that run has ended or been killed.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -80,6 +81,7 @@ def main() -> None:
     import vllm.v1.engine.core
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
+    gc.freeze()  # else each fork's end looks through all of it, and so copies it: two seconds
     sys.path.insert(0, str(ROOT))
     for line in sys.stdin:
         asked = json.loads(line)

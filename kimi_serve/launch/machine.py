@@ -11,10 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from kimi_serve import cpu
+
 EngineKind = Literal["cpu", "gpu"]
 
-# The instruction sets that decide which of vLLM's CPU kernels run, as /proc/cpuinfo spells them.
-ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+# The instruction sets that decide which of vLLM's CPU kernels run, as /proc/cpuinfo spells them; the last one is ARM's.
+ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "bf16")
 LIBRARY_FOLDERS = (
     "/usr/lib/x86_64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu",
@@ -47,11 +49,11 @@ class Machine:
 
     @property
     def has_amx(self) -> bool:
-        return "amx_tile" in self.isa and "amx_bf16" in self.isa
+        return cpu.has_amx(self.isa)
 
     @property
     def has_bfloat16(self) -> bool:
-        return "avx512_bf16" in self.isa or self.has_amx or platform.machine() != "x86_64"
+        return cpu.has_bfloat16(self.isa)
 
 
 def read() -> Machine:
@@ -63,7 +65,7 @@ def read() -> Machine:
         cpus=cpus,
         cores=count_cores(cpus),
         numa_nodes=count_numa_nodes(cpus),
-        isa=read_isa(),
+        isa=frozenset(ISA_FLAGS) & cpu.flags(),
         memory_total=total,
         memory_available=available,
         gpus=read_gpus(),
@@ -97,13 +99,6 @@ def count_numa_nodes(cpus: tuple[int, ...]) -> int:
     nodes = Path("/sys/devices/system/node").glob("node[0-9]*")
     mine = [node for node in nodes if any((node / f"cpu{cpu}").exists() for cpu in cpus)]
     return max(1, len(mine))
-
-
-def read_isa() -> frozenset[str]:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        if line.startswith("flags"):
-            return frozenset(ISA_FLAGS) & frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def read_memory() -> tuple[int, int]:

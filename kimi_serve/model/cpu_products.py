@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.platforms import current_platform
 
+from kimi_serve import cpu
+
 
 @functools.cache
 def are_slow() -> bool:
     """Whether this is a CPU that multiplies bfloat16 without instructions for it."""
-    return bool(current_platform.is_cpu() and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(current_platform.is_cpu() and not cpu.has_bfloat16(cpu.flags()))
 
 
 def dtype_for(device: torch.device, dtype: torch.dtype) -> torch.dtype:

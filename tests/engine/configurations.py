@@ -101,7 +101,8 @@ CONFIGURATIONS = {
             expanded=True,
             options=_CHUNKED | _ADAPTERS,
         ),
-        Configuration("int4-exact", ("forced",), quantized=_INT4, exact=True, expanded=True, options=_WHOLE),
+        # As a plain `vllm serve` runs it. The launcher expands keys and values on CPUs without AMX, as the next three.
+        Configuration("int4-exact", ("forced",), quantized=_INT4, exact=True, options=_LATENT | _WHOLE),
         Configuration(
             "int4-mixed", ("forced",), quantized=_INT4, plain=_PLAIN, exact=True, expanded=True, options=_WHOLE
         ),

@@ -44,7 +44,9 @@ def expected(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 def test_float_activations_give_the_oracles_logits(
     engine: str, name: str, results: RunEngine, expected: Expected
 ) -> None:
-    """Where a part of a layer is not all in one form, it runs through vLLM's modules: `int4-mixed` has one of each."""
+    """Where a part of a layer is not all in one form, it runs through vLLM's modules: `int4-mixed` has one of each. The
+    cache of `int4-exact` holds latents, for which vLLM multiplies kv_b_proj out; that of the others, keys and values.
+    """
     found, oracle = results(engine), expected(engine)[name]
     np.testing.assert_allclose(found[f"forced/{name}/logits"], oracle["logits"], rtol=0, atol=TOLERANCE)
     clear = oracle["margins"] > CLEAR

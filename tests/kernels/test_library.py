@@ -10,13 +10,25 @@ from kimi_serve.errors import KernelError
 from kimi_serve.kernels import library
 
 ROOT = Path(__file__).parents[2]
+AVX2 = {"avx2", "fma"}
+VNNI = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+# Slowest first.
+NEEDS = {"portable": set(), "avx2": AVX2, "avx512vnni": VNNI, "amx": VNNI | {"amx_tile", "amx_int8"}}
 SOURCE = 'extern "C" int kimi_abi() { return 77; }'
 
 
-def test_the_fastest_usable_path_is_chosen() -> None:
+def test_the_fastest_path_of_this_cpu_is_chosen() -> None:
+    flags = cpu_flags()
+    usable = [path for path, needs in NEEDS.items() if needs <= flags]
     lib = library.load()
-    assert lib.path_chosen == lib.paths[-1]
-    assert lib.paths[0] == "portable"
+    assert lib.paths == usable
+    assert lib.path_chosen == usable[-1]
+
+
+def cpu_flags() -> set[str]:
+    """As the kernel names them; none where it names no such instruction sets."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
 def test_an_unknown_path_is_refused() -> None:

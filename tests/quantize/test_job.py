@@ -23,6 +23,7 @@ from kimi_serve.quantize.options import Options
 from tests.quantize.large import growth, widen
 
 SMALL = 10_000  # bytes of a shard: the tiny checkpoint then has more than a dozen
+KILLS_EACH, SEED = 2, 20260101
 ROOT = Path(__file__).parents[2]
 
 
@@ -82,20 +83,29 @@ def test_stopped_by_ctrl_c_the_same_command_goes_on_to_the_same_bytes(tiny: Path
     assert len(kept) >= len(finished) - 1  # the last one may not have reached the manifest
 
 
-def test_killed_outright_the_same_command_goes_on_to_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    command.run(Options(tiny, tmp_path / "whole", "int8", shard_bytes=SMALL))
-    options = f"Options(Path({str(tiny)!r}), Path({str(tmp_path / 'target')!r}), 'int8', shard_bytes={SMALL})"
-    code = (
-        "from pathlib import Path; from kimi_serve.quantize import command; "
-        f"from kimi_serve.quantize.options import Options; command.run({options})"
+def test_killed_at_any_moment_it_leaves_a_complete_output_or_one_to_resume(tiny: Path, tmp_path: Path) -> None:
+    """Twice in every stage: calibrating, writing, noting what is written, finishing, and up to the last rename."""
+    prompts, folder = tmp_path / "prompts.jsonl", tmp_path / "killed"
+    prompts.write_text('{"text": "One picture is worth ten thousand words."}\n')
+    folder.mkdir()
+    before, times = content(tiny), {path: path.stat().st_mtime_ns for path in tiny.iterdir()}
+    arguments = [tiny, prompts, folder, str(KILLS_EACH), str(SEED)]
+    shown = subprocess.run(
+        [sys.executable, "-m", "tests.quantize.killed", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while shards(tmp_path / "target.partial") < 3 and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    command.run(Options(tiny, tmp_path / "target", "int8", check=True, shard_bytes=SMALL))
-    assert content(tmp_path / "target") == content(tmp_path / "whole")
+    kills = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert len(kills) == 5 * KILLS_EACH
+    whole = content(folder / "whole")
+    for number, kill in enumerate(kills):
+        assert (kill["status"], kill["again"]) == (-signal.SIGKILL, 0), kill
+        assert content(folder / f"{number}") == whole, kill
+    assert {path.name for path in folder.iterdir()} == {"whole", *map(str, range(len(kills)))}  # nothing is left
+    assert content(tiny) == before
+    assert {path: path.stat().st_mtime_ns for path in tiny.iterdir()} == times
 
 
 def stop_after_three(tiny: Path, tmp_path: Path, options: Options) -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from kimi_serve import cpu
 from kimi_serve.launch import footprint
-from kimi_serve.launch.machine import read_isa
 from kimi_serve.launch.sizes import BLOCK, GIB, cache_per_token
 from kimi_serve.plan import memory
 from tests.stack.served import CONTEXT, Server
@@ -18,7 +18,7 @@ VALUE_BYTES = torch.float32.itemsize  # its --dtype
 def test_vllm_counts_the_planned_tokens_of_cache(server: Server, checkpoint: Path) -> None:
     said = re.search(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens", server.log)
     assert said is not None
-    attention = "latent" if {"amx_tile", "amx_bf16"} <= read_isa() else "expanded"
+    attention = "latent" if cpu.has_amx(cpu.flags()) else "expanded"
     per_token = cache_per_token(footprint.read(checkpoint), attention) * VALUE_BYTES // 2
     assert int(said[2].replace(",", "")) == CONTEXT
     tokens = int(said[1].replace(",", ""))
