@@ -9,7 +9,7 @@ from typing import Literal
 # that asks: one import of vLLM less.
 SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
-Pass = Literal["forced", "batch", "mixed", "again", "vision", "rows", "adapters", "long"]
+Pass = Literal["forced", "batch", "mixed", "again", "vision", "rows", "adapters", "long", "images"]
 
 CHUNK = 64  # tokens a step: smaller than the larger images, so a boundary falls inside one
 BLOCK = 32  # tokens a cache block: the shortest prompt fills one
@@ -52,6 +52,7 @@ _WHOLE = {"enable_chunked_prefill": False, "enable_prefix_caching": False, "max_
 # The only latent backend for float32. Where a CPU has AMX, vLLM would take its bfloat16 backend unasked.
 _LATENT = {"attention_backend": "CPU_MLA"}
 _ROWS = {"enable_mm_embeds": True}
+_MOST_IMAGES = {"limit_mm_per_prompt": {"image": 512}}
 # vLLM's own decoder gives its rotary kernel three axes, which the kernel for CPUs gets wrong (test_upstream_rope.py).
 _NATIVE_ROPE = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
 # On CPUs vLLM makes the buffers between pipeline stages while it traces the model, so with enforce_eager it has none.
@@ -72,7 +73,11 @@ _PLAIN = r"^language_model\.model\.layers\.(0\.mlp\.down_proj|1\.self_attn\.q_pr
 CONFIGURATIONS = {
     configuration.name: configuration
     for configuration in (
-        Configuration("latent", ("forced", "batch", "vision", "rows"), options=_LATENT | _WHOLE | _ROWS),
+        Configuration(
+            "latent",
+            ("forced", "batch", "vision", "rows", "images"),
+            options=_LATENT | _WHOLE | _ROWS | _MOST_IMAGES,
+        ),
         Configuration("expanded-chunked", ("batch", "again", "forced", "long"), expanded=True, options=_CHUNKED),
         Configuration("bfloat16", ("forced", "vision"), dtype="bfloat16"),
         Configuration("bfloat16-amx-chunked", ("batch", "again", "forced"), dtype="bfloat16", options=_CHUNKED),

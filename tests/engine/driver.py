@@ -16,7 +16,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 from vllm.config import VllmConfig
 from vllm.platforms.cpu import CpuPlatform
 
-from tests.engine import adapted, long_prompt, rows
+from tests.engine import adapted, long_prompt, placed, rows
 from tests.engine.configurations import CONFIGURATIONS, Configuration
 from tests.engine.golden import STEPS, VOCAB, Case, cases, shorter
 
@@ -40,8 +40,7 @@ def main(name: str, checkpoint: str, adapters: str, target: str) -> None:
         max_logprobs=VOCAB,
         logprobs_mode="raw_logits",
         mm_processor_cache_gb=0,  # every pass computes its own
-        limit_mm_per_prompt={"image": 24},
-        **{"enforce_eager": True, **configuration.options},
+        **{"enforce_eager": True, "limit_mm_per_prompt": {"image": 24}, **configuration.options},
     )
     results = {
         key: value for one in configuration.passes for key, value in run(one, llm, configuration, Path(adapters))
@@ -74,6 +73,8 @@ def run(name: str, llm: LLM, configuration: Configuration, adapters: Path) -> It
         results = {"long": long(llm, long_prompt.LENGTH)}
     elif name == "rows":
         results = rows.run(llm)
+    elif name == "images":
+        results = placed.run(llm)
     elif name == "adapters":
         results = adapted.run(llm, adapters, prompt, sampling(max_tokens=adapted.STEPS, logprobs=VOCAB))
     else:

@@ -4,10 +4,12 @@
 latter two need AMX, and bfloat16 with it: test_bfloat16.py.)
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.engine import golden, long_prompt
+from tests.engine import golden, long_prompt, many_images
 from tests.engine.configurations import CHUNK
 from tests.engine.conftest import RunEngine
 
@@ -83,6 +85,38 @@ def test_rows_that_are_wrong_are_refused_and_the_engine_goes_on(results: RunEngi
     assert "image_embeds: is missing" in str(found["rows/missing/said"])
 
 
+@pytest.fixture(scope="module")
+def of_512(golden_checkpoint: Path) -> many_images.Expected:
+    return many_images.reference(golden_checkpoint)
+
+
+def test_each_of_512_pictures_becomes_the_references_rows(results: RunEngine, of_512: many_images.Expected) -> None:
+    expected = np.concatenate(of_512.rows)
+    assert closest(expected) > 1000 * VISION_TOLERANCE  # no row can be taken for another
+    np.testing.assert_allclose(results("latent")["images/in_turn/projected"], expected, rtol=0, atol=VISION_TOLERANCE)
+
+
+@pytest.mark.parametrize("order", many_images.orders())
+def test_each_of_512_pictures_lands_at_its_own_placeholder(
+    order: str, results: RunEngine, of_512: many_images.Expected
+) -> None:
+    found = results("latent")
+    assert found[f"images/{order}/prompt"].tolist() == of_512.prompt(order)
+    np.testing.assert_allclose(found[f"images/{order}/given"], of_512.given[order], rtol=0, atol=VISION_TOLERANCE)
+
+
+def test_logits_after_512_pictures_equal_the_reference(results: RunEngine, of_512: many_images.Expected) -> None:
+    found = results("latent")["images/in_turn/last"]
+    np.testing.assert_allclose(found, of_512.last, rtol=0, atol=LOGITS_TOLERANCE)
+
+
+@pytest.mark.parametrize("swap", many_images.SWAPS)
+def test_two_of_512_pictures_swapped_change_the_answer(swap: str, results: RunEngine) -> None:
+    found = results("latent")
+    away = np.abs(found[f"images/{swap}/last"] - found["images/in_turn/last"])
+    assert away.max() > 10 * LOGITS_TOLERANCE
+
+
 def test_chunk_boundary_falls_inside_an_image(results: RunEngine) -> None:
     found = results("expanded-chunked")
     cut = {
@@ -113,3 +147,8 @@ def assert_continues(found: golden.Arrays, pass_: str, name: str) -> None:
     assert found[f"{pass_}/{name}/prompt"].tolist() == case.prompt
     assert found[f"{pass_}/{name}/ids"].tolist() == npz["greedy_ids"].tolist()
     np.testing.assert_allclose(found[f"{pass_}/{name}/last"], npz["logits"][-1], rtol=0, atol=LOGITS_TOLERANCE)
+
+
+def closest(rows: np.ndarray) -> float:
+    """The largest difference between any row and the one most like it."""
+    return min(float(np.abs(rows[index + 1 :] - row).max(-1).min()) for index, row in enumerate(rows[:-1]))

@@ -64,6 +64,32 @@ def test_a_prompt_that_cannot_fit_is_refused_with_all_its_counts(start: Start) -
     assert front.engines[0].record.count == 0
 
 
+LONGEST = 131_072  # tokens of Kimi-VL's context
+BYTE = "\x01"  # one token each: the golden vocabulary merges none
+
+
+@pytest.mark.parametrize("pictures", [0, 512])
+def test_a_prompt_of_the_whole_context_less_one_token_is_admitted(start: Start, pictures: int) -> None:
+    front = start(dials={"max_model_len": LONGEST})
+    shown = [image(png(420, 420))] * pictures
+
+    def asked(more: int, max_tokens: int) -> httpx.Response:
+        return front.chat([*shown, {"type": "text", "text": BYTE * more}], max_tokens=max_tokens)
+
+    spare = LONGEST - int(asked(1, 1).headers["x-kimi-serve-prompt-tokens"]) + 1
+    whole = asked(spare - 1, 1)
+    assert (whole.status_code, whole.headers["x-kimi-serve-prompt-tokens"]) == (200, str(LONGEST - 1))
+    error = error_of(asked(spare - 1, 2), 400, "context_length_exceeded")
+    assert error["param"] == "max_tokens"
+    assert f"has {LONGEST - 1} tokens" in str(error["message"])
+    error = error_of(asked(spare, 1), 400, "context_length_exceeded")
+    assert error["param"] == "messages"
+    assert f"has {LONGEST} tokens" in str(error["message"])
+    assert f"1 more than the model's limit of {LONGEST}" in str(error["message"])
+    assert front.engines[0].record.count == 2
+    front.assert_idle()
+
+
 HELLO = [{"role": "user", "content": "x"}]
 BAD_FIELDS = {
     "messages": (None, "messages"),

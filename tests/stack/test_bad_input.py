@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kimi_serve.gateway.gateway import Gateway
 from kimi_serve.inputs.config import Checkpoint
 from tests.stack import pictures
-from tests.stack.served import CONTEXT, Server
+from tests.stack.served import CONTEXT, NAME, Server, fresh_http
 
 GOOD = [pictures.part(pictures.plain(56, 56)), pictures.text("What?")]
 WRAP = 5  # tokens around an image's own; the word "image" is two in the golden vocabulary
@@ -162,10 +163,23 @@ def test_513_images_are_refused_with_the_limit(server: Server) -> None:
     assert "512 image" in reply.error
 
 
-def test_512_images_are_answered(server: Server) -> None:
-    reply = server.chat([pictures.part(pictures.plain(1, 1))] * 512)
-    assert reply.status == 200
-    assert reply.prompt_tokens == server.chat([]).prompt_tokens + 512 * (WRAP + 1)
+def test_512_distinct_images_are_answered_and_counted_to_the_token(
+    server: Server, files: Checkpoint, front: tuple[str, Gateway]
+) -> None:
+    """By the engine alone, and through the gateway, which counts before it asks."""
+    rng = np.random.default_rng(512)
+    sizes = [(int(width), int(height)) for width, height in rng.integers(1, 57, (512, 2))]
+    parts = [pictures.part(pictures.plain(*size, (red, green, 0))) for size, red, green in _told_apart(sizes)]
+    assert len({str(part) for part in parts}) == 512
+    expected = server.chat([]).prompt_tokens + sum(WRAP + files.image.geometry.num_tokens(*size) for size in sizes)
+    alone = server.chat(parts)
+    assert (alone.status, alone.prompt_tokens) == (200, expected)
+    body = {"model": NAME, "messages": [{"role": "user", "content": parts}], "max_tokens": 4, "temperature": 0}
+    with fresh_http(front[0]) as http:
+        answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert int(answer.headers["x-kimi-serve-prompt-tokens"]) == answer.json()["usage"]["prompt_tokens"] == expected
+    assert answer.json()["choices"][0]["message"]["content"] == alone.text
 
 
 @pytest.mark.parametrize("picture", [False, True], ids=["text", "image"])
@@ -186,6 +200,12 @@ def test_a_very_long_text_is_refused_with_the_limit(server: Server) -> None:
     reply = server.chat("word " * 200_000)
     assert reply.status == 400
     assert str(CONTEXT) in reply.error
+
+
+def _told_apart(sizes: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """Each size with a red and a green that no other has."""
+    for number, size in enumerate(sizes):
+        yield size, number % 256, 128 * (number // 256)
 
 
 def _user(part: dict[str, object]) -> dict[str, object]:
