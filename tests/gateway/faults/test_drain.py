@@ -1,6 +1,5 @@
 """SIGTERM: announced, then deaf to what is new, then an end for what is left; and restarts that nobody notices."""
 
-import json
 import signal
 import threading
 import time
