@@ -41,7 +41,7 @@ async def caller_of(request: Request, scope: KeyScope) -> Caller:
 
 
 async def answer(request: Request, scope: KeyScope, prepare: Prepare) -> Response:
-    """What the request holds goes with the answer: a stream that waits for its turn comes to hold more meanwhile."""
+    """What the request holds goes with the answer: a stream whose engine is silent comes to hold more meanwhile."""
     held = AsyncExitStack()
     try:
         return _Held(await _answered(request, scope, prepare, held), held)
@@ -71,6 +71,7 @@ async def _answer(
     work = await prepare(gateway, caller, raw, reservation, request)
     journey: Journey = request.scope["state"]["journey"]
     exchange = Exchange(gateway, caller, work, stack, journey)
+    await exchange.enter()  # a refusal is a status with Retry-After, so a stream's header waits for the slot too
     if not work.stream:
         return await _whole(exchange, await exchange.open())
     opening = asyncio.create_task(gateway.leaving.bounded(exchange.open()))
@@ -101,7 +102,7 @@ async def _whole(exchange: Exchange, response: Upstream) -> Response:
 
 
 async def _parts(exchange: Exchange, opening: asyncio.Task[Upstream]) -> AsyncGenerator[bytes, None]:
-    """Comments while the request waits for its turn, then the engine's frames; what fails by now is an event."""
+    """Comments while the engine has said nothing, then its frames; what fails by now is an event."""
     wait_s, dialect = exchange.gateway.settings.stream.keep_alive_s, exchange.work.dialect
     while not opening.done():
         yield KEEP_ALIVE

@@ -90,8 +90,8 @@ class Exchange:
     _stage: Stage | None = None  # of that call
     _estimate: Cost = NOTHING
 
-    async def open(self) -> Response:
-        """The engine's answer, from its first byte. Waits for a slot; where one engine fails, another is tried."""
+    async def enter(self) -> None:
+        """Pays and waits for a slot. Raises ApiError where the request is refused."""
         work, gateway = self.work, self.gateway
         cost = self._estimate = work.estimate
         await self._pay(cost)
@@ -101,7 +101,10 @@ class Exchange:
             slot = await self.stack.enter_async_context(turn)
         gateway.metrics.queue_seconds.observe(slot.waited_s)
         gateway.retries.count_request()
-        return await self._send(cost)
+
+    async def open(self) -> Response:
+        """The engine's answer, from its first byte. Where one engine fails, another is tried."""
+        return await self._send(self._estimate)
 
     async def _pay(self, estimate: Cost) -> None:
         cost = self.work.cost

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -81,7 +81,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     async with AsyncExitStack() as stack:
         ledger = BytesLedger(settings.body.in_flight_bytes, settings.body.in_flight_bytes_per_tenant)
         a = settings.admission
-        admission = Admission(capacity(settings, 0), Bounds(a.waiting, a.waiting_per_tenant))
+        admission = Admission(capacity(settings, ()), Bounds(a.waiting, a.waiting_per_tenant, a.patience_s))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(trust_env=False, headers=engine_headers(settings))
         )
@@ -91,7 +91,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             limits=replica_limits(settings),
             times=HealthTimes(interval_s=settings.replicas.check_s),
             refresh_s=settings.replicas.refresh_s,
-            on_change=lambda ready: admission.set_capacity(capacity(settings, ready)),
+            on_change=lambda batches: admission.set_capacity(capacity(settings, batches)),
         )
         metrics, meter = Metrics(), Meter.from_directory(settings.checkpoint)
         workers = await stack.enter_async_context(Workers(settings.workers.processes, wait_s=settings.workers.wait_s))
@@ -139,9 +139,17 @@ def replica_limits(settings: Settings) -> ReplicaLimits:
     return ReplicaLimits(image_cache_bytes=int(e.engine_cache_gib * 2**30), image_cache_share=e.cache_share)
 
 
-def capacity(settings: Settings, ready: int) -> Capacity:
+def capacity(settings: Settings, batches: Sequence[int | None]) -> Capacity:
     """With no engine ready nothing is let through: requests wait for one until their deadline."""
-    return Capacity(settings.admission.requests * ready, settings.admission.cost * ready)
+    return Capacity(sum(places(settings, batch) for batch in batches), settings.admission.cost * len(batches))
+
+
+def places(settings: Settings, batch: int | None) -> int:
+    """Requests that go to an engine which computes so many at once: an eighth more, from which its batch is refilled
+    without a way through us, while their pictures are prepared. All beyond would wait in its line instead of ours.
+    """
+    most = settings.admission.requests
+    return most if batch is None else min(most, batch + max(1, batch // 8))
 
 
 def timeouts(settings: Settings) -> Timeouts:

@@ -13,3 +13,6 @@ PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)  # first goes first
 
 # Percent of the work; what is left, three quarters, goes strictly by order.
 SHARES: Final[Mapping[Priority, int]] = {"normal": 20, "low": 5}
+
+# Somebody waits for these, and would rather be told to come back than wait long. The lowest is work for later.
+AWAITED: Final[frozenset[Priority]] = frozenset({"high", "normal"})

@@ -138,10 +138,17 @@ class Elision(Section):
 
 
 class AdmissionSettings(Section):
-    requests: int = Field(default=256, gt=0, description="requests at one engine at once")
+    requests: int = Field(
+        default=256,
+        gt=0,
+        description="most requests at one engine at once; fewer where it says that its batch is smaller",
+    )
     cost: int = Field(default=1_000_000, gt=0, description="tokens of work at one engine at once, images weighted")
     waiting: int = Field(default=10_000, ge=0, description="requests that wait for an engine, all together")
     waiting_per_tenant: int = Field(default=1_000, ge=0, description="requests of one tenant that wait")
+    patience_s: float = Field(
+        default=1.0, gt=0, description="seconds of waiting beyond which a request is refused at once; not of class low"
+    )
     deadline_s: float = Field(default=60.0, gt=0, description="seconds that a request waits at most")
 
 

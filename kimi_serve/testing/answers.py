@@ -149,12 +149,20 @@ def models(dials: Dials) -> bytes:
 
 def info(dials: Dials, instance: str) -> bytes:
     told = {"model_class": OUR_CLASS, "model": dials.model, "max_model_len": dials.max_model_len}
-    return dumps({**told, "instance": instance, "image_cache_bytes": dials.image_cache_bytes})
+    return dumps(
+        {
+            **told,
+            "instance": instance,
+            "image_cache_bytes": dials.image_cache_bytes,
+            "max_running_requests": dials.slots or None,
+        }
+    )
 
 
-def metrics(dials: Dials, running: int) -> bytes:
+def metrics(dials: Dials, in_flight: int) -> bytes:
+    running = min(in_flight, dials.slots or in_flight)
     labels = f'{{engine="0",model_name="{dials.model}"}}'
-    gauges = {"num_requests_running": running, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.0}
+    gauges = {"num_requests_running": running, "num_requests_waiting": in_flight - running, "kv_cache_usage_perc": 0.0}
     lines = (f"# TYPE vllm:{name} gauge\nvllm:{name}{labels} {float(value)}\n" for name, value in gauges.items())
     return "".join(lines).encode()
 

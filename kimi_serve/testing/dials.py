@@ -33,6 +33,7 @@ class Dials:
     prompt_tokens: int = 10
     fail: Failure = "none"
     after_tokens: int = 0
+    slots: int = 0  # requests that it answers at once, as it says, while others wait in it; 0: all
     model: str = "kimi-vl"
     max_model_len: int = 131072
     image_cache_bytes: int = 4 << 30  # that it says it has

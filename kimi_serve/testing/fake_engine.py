@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -38,6 +39,7 @@ class FakeEngine:
         self.record = Record()
         self.images = ImageMemory()
         self.instance = uuid.uuid4().hex
+        self._seats: dict[int, asyncio.Semaphore] = {}  # by how many there are
         self.once: deque[Mapping[str, object]] = deque()  # changes of the dials, each for one request to come
 
     def restart(self) -> None:
@@ -65,7 +67,12 @@ class FakeEngine:
             await _send(send, 400, answers.refusal(kind, refusal))
             return
         answer = answers.to(kind, dials, wanted)
-        await _Exchange(self.record, request, scope, receive, send, kind, dials, wanted, answer).run()
+        await _Exchange(
+            self.record, request, scope, receive, send, kind, dials, wanted, answer, self._seat(dials)
+        ).run()
+
+    def _seat(self, dials: Dials) -> AbstractAsyncContextManager[None]:
+        return self._seats.setdefault(dials.slots, asyncio.Semaphore(dials.slots)) if dials.slots else nullcontext()
 
     def _dials_of(self, scope: Scope) -> Dials:
         if self.once:
@@ -120,9 +127,11 @@ class _Exchange:
         dials: Dials,
         asked: Asked,
         answer: Spoken,
+        seat: AbstractAsyncContextManager[None],
     ) -> None:
         self._record, self._request, self._scope, self._send = record, request, scope, send
         self._kind, self._dials, self._asked, self._answer = kind, dials, asked, answer
+        self._seat = seat
         self._gone = asyncio.ensure_future(receive())  # the body is read: what comes now is http.disconnect
         self._frames = 0
         self._has_ended = False
@@ -160,11 +169,16 @@ class _Exchange:
         if self._asked.stream:
             await self._stream()
         else:
-            await asyncio.sleep(dials.ttft_s + dials.itl_s * max(0, self._answer.tokens - 1))
+            async with self._seat:
+                await asyncio.sleep(dials.ttft_s + dials.itl_s * max(0, self._answer.tokens - 1))
             await _send(self._send, 200, self._answer.whole())
 
     async def _stream(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
+        async with self._seat:
+            await self._frames_in_time()
+
+    async def _frames_in_time(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + self._dials.ttft_s
         answer, step = self._answer, self._dials.itl_s

@@ -105,6 +105,10 @@ def _answers(status: int) -> str:
     return f'kimi_serve_requests_total{{job="g", status="{status}"}}'
 
 
+def _refused(code: str) -> str:
+    return f'kimi_serve_refusals_total{{job="g", code="{code}"}}'
+
+
 CASES = [
     _fires("NoEngine", 3, JOB, {f"kimi_serve_ready_replicas{A}": "2 0x10", f"kimi_serve_ready_replicas{B}": "0x10"}),
     _quiet("NoEngine", 9, {f"kimi_serve_ready_replicas{A}": "0x10", f"kimi_serve_ready_replicas{B}": "1x10"}),
@@ -114,6 +118,11 @@ CASES = [
     _quiet("EngineEjected", 30, {f"kimi_serve_replica_ejections_total{AT_A}": "0x20 1x20"}),
     _fires("QueueIsOld", 6, JOB, {f"kimi_serve_oldest_waiting_seconds{LOW}": "0 31x10"}),
     _quiet("QueueIsOld", 9, {f"kimi_serve_oldest_waiting_seconds{LOW}": "0+30x5 0+7x4"}),
+    _fires(
+        "Overloaded", 6, JOB, {_answers(200): "0+90x20", _answers(503): "0+10x20", _refused("queue_full"): "0+10x20"}
+    ),
+    _quiet("Overloaded", 18, {_answers(200): "0+90x20", _refused("queue_full"): "0+3x20"}),
+    _quiet("Overloaded", 19, {_answers(200): "0+90x20", _refused("rate_limited"): "0+30x20"}),
     _fires("Failures", 6, JOB, {_answers(200): "0+97x20", _answers(502): "0+3x20"}),
     _quiet("Failures", 18, {_answers(200): "0+97x20", _answers(429): "0+90x20", _answers(502): "0+1x20"}),
     _fires("BrokenStreams", 6, JOB, {f"kimi_serve_broken_streams_total{BROKEN}": "0+60x20"}),

@@ -257,12 +257,38 @@ def test_a_stream_that_waits_gets_comments(start: Start) -> None:
     assert text.rstrip().endswith("data: [DONE]")
 
 
-def test_a_stream_that_waited_for_its_turn_gives_back_what_it_got_then(start: Start) -> None:
+def test_a_stream_that_waited_for_its_turn_gives_back_what_it_got(start: Start) -> None:
     front = start(dials={"itl_s": 0.05, "tokens": 10}, stream={"keep_alive_s": 0.1}, admission={"requests": 1})
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(front.chat, "hello", stream=True) for _ in range(2)]
     assert [answer.result().text.count('"content":" token"') for answer in answers] == [10, 10]
-    assert any(answer.result().text.startswith(": keep-alive") for answer in answers)
+    front.assert_idle()
+
+
+@pytest.mark.parametrize(("slots", "places"), [(4, 5), (16, 18), (64, 72), (400, 256), (0, 256)])
+def test_an_engine_gets_what_it_computes_at_once_and_a_little_more(start: Start, slots: int, places: int) -> None:
+    front = start(dials={"slots": slots})
+    assert front.gateway.admission.snapshot().capacity.requests == places
+
+
+def test_engines_are_counted_each_by_what_it_says(start: Start) -> None:
+    front = start(engines=2, dials={"slots": 16}, admission={"requests": 20})
+    capacity = front.gateway.admission.snapshot
+    assert capacity().capacity.requests == 36
+    front.engines[0].dials = front.engines[0].dials.turned({"slots": 64})
+    eventually(lambda: capacity().capacity.requests == 38)
+
+
+def test_a_stream_whose_wait_ends_in_vain_is_refused_by_its_status(start: Start) -> None:
+    admission = {"requests": 1, "deadline_s": 0.5}
+    front = start(dials={"ttft_s": 2.0, "tokens": 2}, stream={"keep_alive_s": 0.1}, admission=admission)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(front.chat, "hello")
+        eventually(lambda: front.gateway.admission.snapshot().outstanding.requests == 1)
+        late = front.chat("hello", stream=True)
+    error_of(late, 503, "queue_timeout")
+    assert int(late.headers["retry-after"]) >= 1
+    assert first.result().status_code == 200
     front.assert_idle()
 
 

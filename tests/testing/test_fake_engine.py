@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -142,6 +143,35 @@ def test_what_surrounds_generation_answers(served: Served) -> None:
     assert json.loads(call(served, "GET", "/plugins/kimi_serve/info")[1])["model_class"] == OUR_CLASS
     assert call(served, "GET", "/nowhere")[0] == 404
     assert call(served, "GET", CHAT)[0] == 404
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_with_slots_as_many_are_answered_at_once_and_the_others_wait(
+    served: Served, engine: FakeEngine, stream: bool
+) -> None:
+    engine.dials = Dials(slots=2, ttft_s=0.2, tokens=1)
+    assert json.loads(call(served, "GET", "/plugins/kimi_serve/info")[1])["max_running_requests"] == 2
+    began = time.monotonic()
+    with ThreadPoolExecutor(5) as clients:
+        answers = [clients.submit(post, served, {"stream": stream}) for _ in range(5)]
+        eventually(lambda: engine.record.in_flight == 5)
+        told = call(served, "GET", "/metrics")[1]
+    assert [answer.result()[0] for answer in answers] == [200] * 5
+    assert time.monotonic() - began >= 0.6
+    assert b'vllm:num_requests_running{engine="0",model_name="kimi-vl"} 2.0' in told
+    assert b'vllm:num_requests_waiting{engine="0",model_name="kimi-vl"} 3.0' in told
+
+
+def test_one_that_leaves_while_it_waits_takes_no_slot(served: Served, engine: FakeEngine) -> None:
+    engine.dials = Dials(slots=1, ttft_s=0.5, tokens=1)
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, served, {})
+        eventually(lambda: engine.record.in_flight == 1)
+        with suppress(TimeoutError):
+            call(served, "POST", CHAT, {}, timeout=0.1)
+        eventually(lambda: len(engine.record.aborts) == 1)
+        assert first.result()[0] == 200
+    assert post(served, {}, {"slots": 1})[0] == 200
 
 
 def test_dials_turn_for_all_that_follow(served: Served, engine: FakeEngine) -> None:

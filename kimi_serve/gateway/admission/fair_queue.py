@@ -38,7 +38,7 @@ class Load:
 
 
 class FairQueue(Generic[T]):
-    def __init__(self, quantum: int = 8192, shares: Mapping[Priority, int] = SHARES) -> None:
+    def __init__(self, quantum: int = 2048, shares: Mapping[Priority, int] = SHARES) -> None:
         """`shares` in percent of the work, of the classes below the highest."""
         assert quantum > 0
         assert sum(shares.values()) < 100
@@ -81,6 +81,19 @@ class FairQueue(Generic[T]):
     def tenant(self, tenant: str) -> Load:
         return self._tenants.get(tenant, Load())
 
+    def ahead(self, tenant: str, priority: Priority, weight: int) -> int:
+        """What of its class goes before a request of this weight that came now.
+
+        Tenants take turns, so of each other one no more than of its own. At most, and by turns that are small.
+        """
+        lane = self._lanes[priority]
+        return min(lane.cost, (lane.cost_of(tenant) + weight) * lane.tenants_with(tenant))
+
+    def has_more_than_others(self, tenant: str, priority: Priority) -> bool:
+        """Whether more of its class waits of this tenant than of the mean one."""
+        lane = self._lanes[priority]
+        return lane.cost_of(tenant) * lane.tenants_with(tenant) > lane.cost
+
     def tenants(self) -> int:
         """How many tenants wait."""
         return len(self._tenants)
@@ -120,6 +133,7 @@ class _Line(Generic[T]):
     """One tenant's requests within a class."""
 
     tickets: OrderedDict[Ticket[T], None] = field(default_factory=OrderedDict)
+    cost: int = 0
     deficit: int = 0  # tokens that it may still spend in this turn
 
 
@@ -131,11 +145,23 @@ class _Lane(Generic[T]):
         self._lines: OrderedDict[str, _Line[T]] = OrderedDict()
         self._is_granted = False  # has the first line got this turn's quantum?
         self.arrivals: OrderedDict[Ticket[T], None] = OrderedDict()
+        self.cost = 0
         self._earned = 0  # hundredths of tokens, since somebody waits here
 
     def push(self, ticket: Ticket[T]) -> None:
-        self._lines.setdefault(ticket.tenant, _Line()).tickets[ticket] = None
+        line = self._lines.setdefault(ticket.tenant, _Line())
+        line.tickets[ticket] = None
+        line.cost += ticket.weight
         self.arrivals[ticket] = None
+        self.cost += ticket.weight
+
+    def cost_of(self, tenant: str) -> int:
+        line = self._lines.get(tenant)
+        return 0 if line is None else line.cost
+
+    def tenants_with(self, tenant: str) -> int:
+        """How many would wait if this one did."""
+        return len(self._lines) + (tenant not in self._lines)
 
     def head(self) -> Ticket[T]:
         while True:
@@ -157,7 +183,9 @@ class _Lane(Generic[T]):
     def discard(self, ticket: Ticket[T]) -> None:
         line = self._lines[ticket.tenant]
         del line.tickets[ticket]
+        line.cost -= ticket.weight
         del self.arrivals[ticket]
+        self.cost -= ticket.weight
         if not line.tickets:
             # An empty line keeps no deficit: credit is for those who wait, not saved up by those who do not.
             self._is_granted = self._is_granted and next(iter(self._lines)) != ticket.tenant

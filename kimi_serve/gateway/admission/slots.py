@@ -2,6 +2,9 @@
 
 A request that finds no room waits in the fair queue until a slot is free, its deadline passes, or its client leaves.
 The one at the head waits for room and is not overtaken by smaller ones of its class, so large requests are served too.
+Who would wait longer than somebody has patience for is told so at once: an answer that comes too late takes an engine's
+time from one that could come in time. The first in a line may always wait: so engines never lack work, and how fast the
+line moves stays known.
 """
 
 import asyncio
@@ -12,8 +15,9 @@ from typing import Final, Self
 
 from kimi_serve.gateway.admission.drain_rate import DrainRate
 from kimi_serve.gateway.admission.fair_queue import FairQueue, Load, Ticket
+from kimi_serve.gateway.admission.pace import Pace
 from kimi_serve.gateway.cost import Cost
-from kimi_serve.gateway.priority import PRIORITIES, Priority
+from kimi_serve.gateway.priority import AWAITED, PRIORITIES, Priority
 from kimi_serve.protocol.errors import ApiError
 
 
@@ -27,11 +31,12 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """On the line, not on the engines. `quantum` is the fair queue's."""
+    """On the line, not on the engines. `quantum` is the fair queue's: a turn should be shorter than patience."""
 
     waiting: int = 10_000
     waiting_per_tenant: int = 1_000
-    quantum: int = 8192
+    patience_s: float = 1.0  # of the classes that somebody waits for
+    quantum: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Snapshot:
 
 
 _NO_LOAD: Final = Load()
+_LONGEST_S: Final = 60.0  # that anybody is told to stay away
 
 
 class Admission:
@@ -58,6 +64,7 @@ class Admission:
         self._capacity, self._bounds, self._clock = capacity, bounds or Bounds(), clock
         self._queue: FairQueue[_Waiter] = FairQueue(self._bounds.quantum)
         self._drain = DrainRate(clock)
+        self._paces = {priority: Pace(clock) for priority in PRIORITIES}
         self._outstanding = Load()
         self._by_tenant: dict[str, Load] = {}
         self._is_draining = False
@@ -75,7 +82,8 @@ class Admission:
     ) -> "Slot":
         """`async with` waits for room, at most `deadline_s` after `arrived` (a reading of the clock; None: now).
 
-        Raises ApiError: draining, queue_timeout, tenant_queue_full, queue_full.
+        Raises ApiError: draining, queue_timeout, tenant_queue_full, queue_full. The last two at once, also where the
+        measured pace of its line lets it expect to wait longer than it may.
         """
         return Slot(self, tenant, cost.weight, priority, deadline_s, self._clock() if arrived is None else arrived)
 
@@ -122,6 +130,7 @@ class Admission:
             self._grant(slot)
             return
         self._check_bounds(slot.tenant)
+        self._check_wait(slot, priority, left_s)
         await self._wait(slot, priority, left_s)
 
     def _check_bounds(self, tenant: str) -> None:
@@ -134,6 +143,19 @@ class Admission:
         if len(self._queue) >= self._bounds.waiting:
             message = f"{len(self._queue)} requests are waiting; retry later."
             raise ApiError("queue_full", message, retry_after=self._drain.seconds_for(self._queue.load.cost))
+
+    def _check_wait(self, slot: "Slot", priority: Priority, left_s: float) -> None:
+        allowed_s = min(left_s, self._bounds.patience_s) if priority in AWAITED else left_s
+        ahead = self._queue.ahead(slot.tenant, priority, slot.weight)
+        wait_s = self._paces[priority].seconds_for(ahead, self._capacity.requests, self._outstanding.requests)
+        if wait_s is None or wait_s <= allowed_s:
+            return
+        come_back_s = min(wait_s, _LONGEST_S)
+        if self._queue.has_more_than_others(slot.tenant, priority):
+            message = f"This key's requests wait {wait_s:.1f} s, more than {allowed_s:.1f}; send fewer at a time."
+            raise ApiError("tenant_queue_full", message, retry_after=come_back_s)
+        message = f"Requests wait {wait_s:.1f} s for an engine, more than {allowed_s:.1f}; retry later."
+        raise ApiError("queue_full", message, retry_after=come_back_s)
 
     async def _wait(self, slot: "Slot", priority: Priority, left_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -177,8 +199,11 @@ class Admission:
             if not self._has_room(ticket.weight):
                 break
             self._queue.take()
+            self._paces[ticket.priority].left(ticket.weight, self._capacity.requests)
             self._grant(ticket.item.slot)
             ticket.item.turn.set_result(None)
+        for priority, pace in self._paces.items():
+            pace.set_waiting(self._capacity.requests > 0 and self._queue.waiting(priority) > 0)
         self._note_empty()
 
     def _grant(self, slot: "Slot") -> None:

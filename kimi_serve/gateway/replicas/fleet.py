@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class Fleet:
-    """`on_change` hears how many replicas are ready whenever that number changes: admission's capacity follows it."""
+    """`on_change` hears how many requests each ready replica computes at once, None where it does not say, whenever
+    that changes: admission's capacity follows it.
+    """
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class Fleet:
         limits: ReplicaLimits | None = None,
         times: HealthTimes | None = None,
         refresh_s: float = 10.0,
-        on_change: Callable[[int], None] = lambda count: None,
+        on_change: Callable[[Sequence[int | None]], None] = lambda batches: None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -38,7 +40,7 @@ class Fleet:
         self._on_change, self._clock, self._rng = on_change, clock, rng or random.Random()
         self._replicas: dict[str, Replica] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._ready = 0
+        self._batches: tuple[int | None, ...] = ()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -64,7 +66,7 @@ class Fleet:
     @property
     def ready(self) -> int:
         """How many replicas are ready."""
-        return self._ready
+        return len(self._batches)
 
     def models(self) -> dict[str, int]:
         """What the ready replicas serve, and the longest context that one of them has for it."""
@@ -105,7 +107,7 @@ class Fleet:
             await asyncio.sleep(times.interval_s * (1 + times.jitter * self._rng.uniform(-1, 1)))
 
     def _count_ready(self) -> None:
-        ready = sum(replica.is_ready for replica in self._replicas.values())
-        if ready != self._ready:
-            self._ready = ready
-            self._on_change(ready)
+        batches = tuple(replica.max_running_requests for replica in self._replicas.values() if replica.is_ready)
+        if batches != self._batches:
+            self._batches = batches
+            self._on_change(batches)

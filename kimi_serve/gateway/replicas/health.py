@@ -24,6 +24,7 @@ class Finding:
     models: Mapping[str, int] = field(default_factory=dict)  # served name -> longest context in tokens
     instance: str | None = None  # another after every start; None where the engine does not say
     image_cache_bytes: int | None = None  # what it keeps of processed images; None where it does not say
+    max_running_requests: int | None = None  # more wait in its own line; None where it does not say
 
 
 async def check(session: aiohttp.ClientSession, url: str, timeout_s: float) -> Finding:
@@ -34,7 +35,7 @@ async def check(session: aiohttp.ClientSession, url: str, timeout_s: float) -> F
         if problem:
             return Finding(problem)
         models = served_models(await _get_json(session, f"{url}/v1/models", timeout_s))
-        return Finding(None, models, *caches(info))
+        return Finding(None, models, *caches(info), batch(info))
     except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
         return Finding(f"{type(error).__name__}: {error}")
 
@@ -52,6 +53,13 @@ def caches(info: object) -> tuple[str | None, int | None]:
     assert isinstance(info, dict)
     instance, size = info.get("instance"), info.get("image_cache_bytes")
     return instance if isinstance(instance, str) else None, size if isinstance(size, int) else None
+
+
+def batch(info: object) -> int | None:
+    """Requests that it computes at once; None where it does not say."""
+    assert isinstance(info, dict)
+    told = info.get("max_running_requests")
+    return told if type(told) is int and told > 0 else None
 
 
 def served_models(listing: object) -> dict[str, int]:

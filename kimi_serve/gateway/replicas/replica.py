@@ -62,6 +62,7 @@ class Replica:
         self.is_ready = False
         self.problem: str | None = "not checked yet"
         self.models: Mapping[str, int] = {}
+        self.max_running_requests: int | None = None  # as it says itself
         self.calls = {"answered": 0, "failed": 0, "abandoned": 0}
         self._bad_checks = 0
 
@@ -101,6 +102,7 @@ class Replica:
                 self.holdings.clear()
                 self.holdings.resize_images(self._limits.image_tokens(finding.image_cache_bytes))
             self._instance = finding.instance
+            self.max_running_requests = finding.max_running_requests
             if not self.is_ready:
                 self._ready_at = self._clock()
                 logger.info("replica ready", extra={"replica": self.url, "models": sorted(finding.models)})

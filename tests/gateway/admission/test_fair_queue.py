@@ -185,6 +185,24 @@ def test_counts_agree_with_what_is_in_the_queue(steps: list[tuple[str, Priority,
             assert (queue.waiting(priority), oldest and oldest.item) == (len(names), min(names, default=None))
 
 
+def test_ahead_of_a_request_goes_its_class_but_of_each_other_tenant_no_more_than_of_its_own() -> None:
+    queue: FairQueue[str] = FairQueue()
+    assert queue.ahead("a", "normal", 100) == 0
+    for _ in range(10):
+        queue.push("a", "normal", 100, "")
+    queue.push("a", "high", 5000, "")
+    assert queue.ahead("a", "normal", 100) == 1000
+    assert queue.ahead("b", "normal", 100) == 200
+    assert queue.ahead("b", "low", 100) == 0
+    ticket = queue.push("b", "normal", 400, "")
+    assert queue.ahead("b", "normal", 100) == 1000
+    assert queue.ahead("c", "normal", 100) == 300
+    assert (queue.has_more_than_others("a", "normal"), queue.has_more_than_others("b", "normal")) == (True, False)
+    assert queue.remove(ticket)
+    order(queue)
+    assert queue.ahead("a", "normal", 100) == 0
+
+
 def lines_to_pass(count: int) -> int:
     """Lines of Python that run while `count` requests of a quarter as many tenants come and go."""
     queue: FairQueue[int] = FairQueue()

@@ -1,6 +1,5 @@
 """SIGTERM: announced, then deaf to what is new, then an end for what is left; and restarts that nobody notices."""
 
-import json
 import signal
 import threading
 import time
@@ -102,7 +101,9 @@ def test_what_is_left_after_the_grace_time_is_told_so_in_its_own_dialect(
             assert [name_of(frame) for frame in frames] == [end if end == "error" else "" for end in ends]
             assert "shutting down" in frames[0]
             assert (ends[-1] == "[DONE]") == frames[-1].endswith("[DONE]")
-        assert json.loads(queued_stream.result().text.split("data: ")[1])["error"]["code"] == "draining"
+        assert queued_stream.result().status_code == 503
+        assert queued_stream.result().json()["error"]["code"] == "draining"
+        assert int(queued_stream.result().headers["retry-after"]) >= 1
         for answer in (whole.result(), queued.result()):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
             assert int(answer.headers["retry-after"]) >= 1

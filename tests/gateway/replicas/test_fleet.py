@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -90,7 +90,7 @@ def run(count: int, scenario: Callable[[list[Engine], aiohttp.ClientSession], Aw
 
 def test_replicas_become_ready_and_are_chosen() -> None:
     async def scenario(started: list[Engine], session: aiohttp.ClientSession) -> None:
-        heard: list[int] = []
+        heard: list[Sequence[int | None]] = []
         fleet = Fleet(StaticList.of(engine.url for engine in started), session, times=TIMES, on_change=heard.append)
         assert fleet.choose(PROMPT, REQUEST) is None
         async with fleet.running():
@@ -99,7 +99,7 @@ def test_replicas_become_ready_and_are_chosen() -> None:
             assert chosen is not None
             assert chosen.url in {engine.url for engine in started}
             assert fleet.models() == {"kimi": 4096}
-        assert heard[-1] == 2
+        assert heard[-1] == (None, None)
 
     run(2, scenario)
 

@@ -59,6 +59,12 @@ def test_an_engine_says_which_start_it_is_and_what_it_caches(
     assert (finding.problem, finding.instance, finding.image_cache_bytes) == (None, start, size)
 
 
+@pytest.mark.parametrize(("told", "known"), [(16, 16), (None, None), (0, None), ("16", None), (True, None)])
+def test_an_engine_says_how_many_requests_it_computes_at_once(told: object, known: int | None) -> None:
+    info = json.dumps({**INFO, "max_running_requests": told})
+    assert found({**SOUND, "/plugins/kimi_serve/info": info}).max_running_requests == known
+
+
 @pytest.mark.parametrize("path", list(SOUND))
 @pytest.mark.parametrize("status", [301, 404, 503])
 def test_each_route_must_answer_200(path: str, status: int) -> None:
