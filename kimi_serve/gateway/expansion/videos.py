@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, get_args
@@ -24,6 +24,7 @@ from kimi_serve.protocol.files import VIDEO_OPTIONS, FilePart, Image
 Sampling = Literal["uniform", "scenes"]
 READER: Final = "video"
 SAMPLINGS: Final[tuple[Sampling, ...]] = get_args(Sampling)
+_NEAR: Final = 0.25  # of the time that a frame stands for
 MOST_INDEXED: Final = 500_000  # frames of a file: more than two hours at 60 a second
 
 
@@ -33,6 +34,7 @@ class _Opened(msgspec.Struct):
     duration: float
     times: list[float]
     scenes: list[int]  # the frames with which they begin
+    anchors: list[int]  # the frames that are no B-frames, in order
 
 
 class _Frame(msgspec.Struct):
@@ -72,12 +74,18 @@ def limits(rules: Videos, memory_bytes: int, most_bytes: int) -> Limits:
 
 
 def choose(
-    times: Sequence[float], duration: float, asked: Asked, rules: Videos, scenes: Sequence[int] = (0,)
+    times: Sequence[float],
+    duration: float,
+    asked: Asked,
+    rules: Videos,
+    scenes: Sequence[int] = (0,),
+    anchors: Sequence[int] = (),
 ) -> list[int]:
     """Which frames: those that are on the screen at moments evenly apart. Each once, so a short video has fewer.
 
     By fps from the beginning; where these are too many, or a number of frames is asked for, in the middle of as many
-    equal parts of the video; by scenes as many, in the middle of equal parts of each.
+    equal parts of the video; by scenes as many, in the middle of equal parts of each. In the place of a B-frame the
+    next that is none stands, where it follows soon: it is reached in less than half the time.
     """
     fps = asked.fps or rules.fps
     count = asked.frames
@@ -85,17 +93,31 @@ def choose(
         count = rules.max_frames
     if asked.sampling == "scenes":
         begins = [times[number] for number in scenes]
-        moments = _in_scenes([*begins, duration], count or max(1, math.ceil(duration * fps)))
+        parts = _in_scenes([*begins, duration], count or max(1, math.ceil(duration * fps)))
     elif count is None:
-        moments = [number / fps for number in range(max(1, math.ceil(duration * fps)))]
+        parts = [(number / fps, 1 / fps) for number in range(max(1, math.ceil(duration * fps)))]
     else:
-        moments = [(number + 0.5) * duration / count for number in range(count)]
-    return sorted({max(0, bisect.bisect_right(times, moment + 1e-6) - 1) for moment in moments})
+        parts = [((number + 0.5) * duration / count, duration / count) for number in range(count)]
+    lasting: dict[int, float] = {}
+    for moment, span in parts:
+        lasting.setdefault(max(0, bisect.bisect_right(times, moment + 1e-6) - 1), span)
+    return _without_b_frames(lasting, times, anchors)
 
 
-def _in_scenes(edges: Sequence[float], count: int) -> list[float]:
+def _without_b_frames(lasting: Mapping[int, float], times: Sequence[float], anchors: Sequence[int]) -> list[int]:
+    """As many frames in order. `lasting`: for how long each stands."""
+    chosen = []
+    for number, behind in pairwise([*sorted(lasting), len(times)]):
+        at = bisect.bisect_left(anchors, number)
+        anchor = anchors[at] if at < len(anchors) else behind
+        is_near = anchor < behind and times[anchor] - times[number] <= lasting[number] * _NEAR
+        chosen.append(anchor if is_near else number)
+    return chosen
+
+
+def _in_scenes(edges: Sequence[float], count: int) -> list[tuple[float, float]]:
     """So many moments between edges in order: one of each scene, or of the longest where there are more, and the
-    others where a frame would stand for the longest time.
+    others where a frame would stand for the longest time. With each the time that its frame stands for.
     """
     spans = list(pairwise(edges))
     shares = [0] * len(spans)
@@ -109,14 +131,14 @@ def _in_scenes(edges: Sequence[float], count: int) -> list[float]:
         begin, end = spans[number]
         heapq.heapreplace(lasting, ((begin - end) / (shares[number] + 1), number))
     return [
-        begin + (part + 0.5) * (end - begin) / share
+        (begin + (part + 0.5) * (end - begin) / share, (end - begin) / share)
         for (begin, end), share in zip(spans, shares, strict=True)
         for part in range(share)
     ]
 
 
 def stamp(seconds: float, *, is_fine: bool) -> str:
-    """0:12 or 1:02:03; where frames are less than a second apart 0:12.48."""
+    """0:12 or 1:02:03; where two frames would read the same 0:12.48."""
     hundredths = int(seconds * 100 + 1e-6)
     whole, rest = divmod(hundredths, 100)
     minutes, second = divmod(whole, 60)
@@ -137,11 +159,11 @@ async def show(
         "scenes": asked.sampling == "scenes",
     }
     told = await worker.open(limits, wanted, video[1], _Opened)
-    chosen = choose(told.times, told.duration, asked, rules, told.scenes)
+    chosen = choose(told.times, told.duration, asked, rules, told.scenes, told.anchors)
     size = meter.geometry.largest(told.width, told.height, tokens=rules.frame_tokens, scale=1.0)
     room.take([size] * len(chosen), "frames", "choose fewer by `frames` or `fps`")
     times = [told.times[number] for number in chosen]
-    is_fine = any(behind - before < 1 for before, behind in pairwise(times))
+    is_fine = any(int(before) == int(behind) for before, behind in pairwise(times))
     plan: Json = {"frames": chosen, "width": size[0], "height": size[1]}
     async for frame, shown in worker.show(plan, _Frame):
         if asked.timestamps and rules.timestamp:

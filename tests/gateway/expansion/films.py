@@ -23,6 +23,7 @@ def film(
     gop: int = 12,
     turned: int = 0,
     times: list[float] | None = None,
+    b_frames: bool = True,
 ) -> bytes:
     """`times`: when each frame is shown, in seconds; evenly by `rate` otherwise."""
     buffer = io.BytesIO()
@@ -31,6 +32,7 @@ def film(
         stream.width, stream.height = size
         stream.pix_fmt = "rgb8" if container == "gif" else "yuv420p"
         stream.gop_size = gop
+        stream.options = {} if b_frames else {"bf": "0"}
         stream.codec_context.time_base = Fraction(1, 1000)
         if turned:
             stream.set_display_rotation(turned)
@@ -57,6 +59,29 @@ def number_of(shown: np.ndarray) -> int:
     halves = red[:, wide // 8 : wide * 3 // 8], red[:, wide * 5 // 8 : wide * 7 // 8]
     left, right = (round(float(half.mean()) / 36) for half in halves)
     return left * 8 + right
+
+
+def moving(
+    codec: str, container: str, options: dict[str, str], frames: int = 125, size: tuple[int, int] = SIZE
+) -> bytes:
+    """A bright bar on its way over noise that changes: a picture for which an encoder uses all references it has."""
+    wide, high = size
+    chance = np.random.default_rng(1)
+    noise = [chance.integers(-6, 7, (high, wide)) for _ in range(7)]
+    y, x = np.mgrid[0:high, 0:wide]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=30, options=options)
+        stream.width, stream.height, stream.pix_fmt = wide, high, "yuv420p"
+        for number in range(frames):
+            planes = np.full((high * 3 // 2, wide), 128, np.uint8)
+            planes[:high] = (x // 2 + y // 3 + number) % 160 + 40 + noise[number % 7]
+            planes[20:40, number * 3 % (wide - 10) :][:, :10] = 230
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 30)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def cut(lengths: Sequence[int], *, rate: int = 10) -> bytes:

@@ -1,20 +1,22 @@
 """Frames of a video, by FFmpeg. Knows times, sizes and rotation; the gateway says which frames, and how large.
 
 The times of all frames are read from the packets, which decodes nothing. Then each wanted frame is reached from the
-keyframe before it, or from where the decoder already is, and frames that no other depends on are left out on the way.
+keyframe before it, or from where the decoder already is. On the way frames that no other depends on are left out, and
+all B-frames where a trial shows that no other frame of the stream depends on one.
 """
 
 from __future__ import annotations
 
 import bisect
 import io
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import av
 from av.container import InputContainer
@@ -25,11 +27,16 @@ from PIL import Image, ImageChops, ImageStat
 from kimi_serve.gateway.expansion.child.refusal import INVALID, TOO_LARGE, RefusalError
 
 Json = dict[str, Any]
+Skip = Literal["NONREF", "BIDIR"]  # FFmpeg's words: frames that no other depends on, or all B-frames
+Run = tuple[int, list[int]]  # a keyframe, and the wanted frames that are decoded from it in one go
 
 JPEG_QUALITY: Final = 90
 _LONG_PIXEL: Final = 10  # times as long as wide: beyond, what a file says of its pixels' shape is damage
 _GLANCE: Final = (32, 18)  # pixels
 _CHANGE: Final = 16  # of 255, in the mean: another scene
+_TRIED_TOGETHER: Final = 16  # runs, of which one is decoded twice
+_WORTH_A_TRIAL: Final = 4  # runs
+_COMPARED: Final = 16  # frames of a trial
 _TURNS: Final = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -45,11 +52,14 @@ class Video:
     base: Fraction  # seconds of one tick
     ticks: list[int]  # when each frame is shown, in order
     keys: list[int]  # those of them from which decoding can begin
+    anchors: list[int]  # those of them that are shown after all that are decoded before: no B-frames
+    sizes: list[int]  # bytes of each frame
     turned: int  # degrees, counterclockwise
 
 
 def open(data: bytes, asked: Json) -> tuple[Video, Json]:
-    """`asked`: the demuxer and the limits. Told: the upright size, the duration, and when each frame is shown.
+    """`asked`: the demuxer and the limits. Told: the upright size, the duration, when each frame is shown, and which
+    are cheap to reach.
 
     Where `scenes` is asked for, also the frames with which a scene begins.
     """
@@ -59,10 +69,11 @@ def open(data: bytes, asked: Json) -> tuple[Video, Json]:
     turned = int(first.rotation) % 360
     container, stream = _opened(data, asked["format"])
     assert stream.time_base is not None
-    ticks, keys = _indexed(container, stream, asked["most_frames"])
+    ticks, keys, anchors, sizes = _indexed(container, stream, asked["most_frames"])
     container.close()
     keys = ticks[:1] if asked["format"] == "gif" else keys  # its frames are drawn over each other
-    video = Video(data, asked["format"], asked["most_pixels"], stream.time_base, ticks, keys, turned)
+    base = stream.time_base
+    video = Video(data, asked["format"], asked["most_pixels"], base, ticks, keys, anchors, sizes, turned)
     duration = _duration(video)
     if duration > asked["most_seconds"]:
         why = f"lasts {duration:.0f} seconds, and {asked['most_seconds']:g} are the most: cut it"
@@ -70,7 +81,8 @@ def open(data: bytes, asked: Json) -> tuple[Video, Json]:
     width, height = _upright(stream, first, turned)
     times = [_seconds(video, tick) for tick in ticks]
     scenes = _scenes(video) if asked.get("scenes") else [0]
-    return video, {"width": width, "height": height, "duration": duration, "times": times, "scenes": scenes}
+    told = {"width": width, "height": height, "duration": duration, "times": times, "scenes": scenes}
+    return video, told | {"anchors": [bisect.bisect_left(ticks, tick) for tick in anchors]}
 
 
 def show(video: Video, plan: Json) -> Iterator[tuple[Json, bytes]]:
@@ -142,21 +154,28 @@ def _check_size(width: int, height: int, most: int) -> None:
         raise RefusalError(TOO_LARGE, f"has {width}x{height} pixels a frame, and {most} are the most: scale it down")
 
 
-def _indexed(container: InputContainer, stream: VideoStream, most: int) -> tuple[list[int], list[int]]:
-    """When each frame is shown, and which are keyframes."""
-    ticks, keys = set(), set()
+def _indexed(
+    container: InputContainer, stream: VideoStream, most: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """When each frame is shown, which are keyframes, which are anchors, and each one's bytes."""
+    sizes: dict[int, int] = {}
+    keys: set[int] = set()
+    anchors: list[int] = []
     with suppress(av.FFmpegError):  # what lies before the damage is shown
         for packet in container.demux(stream):
             if packet.pts is None or packet.size == 0 or packet.is_discard:
                 continue
-            ticks.add(packet.pts)
+            sizes[packet.pts] = packet.size
             if packet.is_keyframe:
                 keys.add(packet.pts)
-            if len(ticks) > most:
+            if not anchors or packet.pts > anchors[-1]:
+                anchors.append(packet.pts)
+            if len(sizes) > most:
                 raise RefusalError(TOO_LARGE, f"has more than {most} frames: cut it")
-    if not ticks:
+    if not sizes:
         raise RefusalError(INVALID, "is damaged: it has no frames with a time")
-    return sorted(ticks), sorted(keys)
+    ticks = sorted(sizes)
+    return ticks, sorted(keys), anchors, [sizes[tick] for tick in ticks]
 
 
 def _duration(video: Video) -> float:
@@ -181,16 +200,70 @@ def _upright(stream: VideoStream, frame: VideoFrame, turned: int) -> tuple[int, 
 def _decoded(video: Video, wanted: Sequence[int]) -> Iterator[VideoFrame]:
     """The wanted frames in order; those that damage has taken are left out."""
     container, stream = _opened(video.data, video.format)
-    for key, targets in _runs(video.keys, wanted):
-        with suppress(av.FFmpegError):
-            container.seek(key, stream=stream)
-        frames = _frames(container, stream, set(targets), video.most_pixels)
+    anchors = set(video.anchors)
+    is_lean = len(anchors) < len(video.ticks)
+    runs = _runs(video.keys, wanted)
+    for number, (key, targets) in enumerate(runs):
+        if number % _TRIED_TOGETHER == 0:
+            is_lean = is_lean and _needs_no_b_frames(video, runs[number : number + _TRIED_TOGETHER])
+        left: Sequence[int] = targets
+        if is_lean and anchors.issuperset(targets):
+            _jump(container, stream, key)
+            left = yield from _without_b_frames(video, container, stream, targets)
+            is_lean = not left  # what has not come may be there all the same
+        if not left:
+            continue
+        _jump(container, stream, key)
+        frames = _frames(container, stream, set(left), video.most_pixels)
         first = next(frames, None)
-        if first is None or first.pts is None or first.pts > targets[0]:
+        if first is None or first.pts is None or first.pts > left[0]:
             # A jump that goes too far, or fails: its index is not to be trusted.
-            yield from _straight(video, [one for one in wanted if one >= targets[0]])
+            yield from _straight(video, [one for one in wanted if one >= left[0]])
             return
-        yield from _until_last(chain((first,), frames), targets)
+        yield from _until_last(chain((first,), frames), left)
+
+
+def _without_b_frames(
+    video: Video, container: InputContainer, stream: VideoStream, targets: Sequence[int]
+) -> Generator[VideoFrame, None, Sequence[int]]:
+    """The targets up to one that does not come; returned are those that are left."""
+    given = 0
+    for frame in _until_last(_frames(container, stream, set(), video.most_pixels, "BIDIR"), targets):
+        if frame.pts != targets[given]:
+            break
+        yield frame
+        given += 1
+    return targets[given:]
+
+
+def _needs_no_b_frames(video: Video, runs: Sequence[Run]) -> bool:
+    """Whether the other frames are the same without them, tried where most changes: no header tells it.
+
+    P-frames may refer to B-frames, as those of x264 with several references do; encoders of HEVC call all frames B.
+    """
+    if len(runs) < _WORTH_A_TRIAL:
+        return False
+    key, targets = max(runs, key=lambda run: _bytes_behind_key(video, run))
+    first, last = bisect.bisect_left(video.anchors, key), bisect.bisect_right(video.anchors, targets[-1])
+    compared = video.anchors[first:last][:_COMPARED]
+    return bool(compared) and _digests(video, key, compared, "BIDIR") == _digests(video, key, compared, "NONREF")
+
+
+def _bytes_behind_key(video: Video, run: Run) -> int:
+    key, targets = run
+    return sum(video.sizes[bisect.bisect_right(video.ticks, key) : bisect.bisect_right(video.ticks, targets[-1])])
+
+
+def _digests(video: Video, key: int, targets: Sequence[int], skip: Skip) -> list[tuple[int | None, int]]:
+    container, stream = _opened(video.data, video.format)
+    _jump(container, stream, key)
+    frames = _until_last(_frames(container, stream, set(), video.most_pixels, skip), targets)
+    return [(frame.pts, zlib.crc32(_picture(frame, frame.width, frame.height).tobytes())) for frame in frames]
+
+
+def _jump(container: InputContainer, stream: VideoStream, key: int) -> None:
+    with suppress(av.FFmpegError):
+        container.seek(key, stream=stream)
 
 
 def _straight(video: Video, targets: Sequence[int]) -> Iterator[VideoFrame]:
@@ -199,9 +272,9 @@ def _straight(video: Video, targets: Sequence[int]) -> Iterator[VideoFrame]:
     yield from _until_last(_frames(container, stream, set(targets), video.most_pixels), targets)
 
 
-def _runs(keys: Sequence[int], wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+def _runs(keys: Sequence[int], wanted: Sequence[int]) -> list[Run]:
     """Wanted frames that are decoded in one go, with no keyframe between them to jump to; each with its keyframe."""
-    runs: list[tuple[int, list[int]]] = []
+    runs: list[Run] = []
     for tick in wanted:
         before = bisect.bisect_right(keys, tick)
         key = keys[before - 1] if before else wanted[0]
@@ -222,13 +295,14 @@ def _until_last(frames: Iterator[VideoFrame], targets: Sequence[int]) -> Iterato
 
 
 def _frames(
-    container: InputContainer, stream: VideoStream, targets: set[int], most_pixels: int
+    container: InputContainer, stream: VideoStream, targets: set[int], most_pixels: int, skip: Skip = "NONREF"
 ) -> Iterator[VideoFrame]:
-    """From where the container is. What no other frame depends on, and nobody wants, is not decoded."""
+    """From where the container is. Frames that may be left out are not decoded, unless they are among the targets."""
     with suppress(av.FFmpegError):
+        stream.codec_context.open(strict=False)  # AV1's decoder keeps for ever what it is told to leave out here
         for packet in container.demux(stream):
             is_wanted = packet.pts is None or packet.pts in targets
-            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else skip
             with suppress(av.InvalidDataError):  # one frame is damaged; the next may not be
                 for frame in packet.decode():
                     _check_size(frame.width, frame.height, most_pixels)
