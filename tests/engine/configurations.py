@@ -84,7 +84,7 @@ CONFIGURATIONS = {
         Configuration("bfloat16-expanded-chunked", ("forced",), dtype="bfloat16", expanded=True, options=_CHUNKED),
         Configuration(
             "tensor-parallel",
-            ("batch",),
+            ("mixed",),
             options=_LATENT | {"tensor_parallel_size": 2},
         ),
         Configuration(
