@@ -1,7 +1,6 @@
 """Alerts and dashboards: they name metrics that exist, each alert fires when it should, and each has its section."""
 
-import ast
-import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -13,15 +12,17 @@ import pytest
 import yaml
 
 from deploy.helm import chart
-from kimi_serve.gateway.metrics import Metrics
+from tests.deploy import exported, promql
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "observability"
 ALERTS = FOLDER / "alerts.yaml"
 OPERATE = ROOT / "docs" / "operate.md"
 DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
-NAMED_IN = [ALERTS, *DASHBOARDS, chart.golden(chart.CHART / "autoscaling.yaml"), OPERATE]
-_ENDINGS = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"], "info": [""]}
+METRICS = ROOT / "docs" / "metrics.md"
+AUTOSCALING = chart.golden(chart.CHART / "autoscaling.yaml")
+NAMED_IN = [ALERTS, *DASHBOARDS, AUTOSCALING, OPERATE, METRICS, ROOT / "docs" / "kubernetes.md"]
+EXPORTED = exported.ours() | exported.theirs() | exported.PROMETHEUS
 NEEDS_PROMTOOL = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed: alert rules are not tried here"
 )
@@ -32,30 +33,20 @@ def rules() -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
-def ours() -> set[str]:
-    families = Metrics().registry.collect()
-    return {family.name + ending for family in families for ending in _ENDINGS[family.type]}
-
-
-def theirs() -> set[str]:
-    """What vLLM's own logger makes for every engine, read from its source: importing it takes a minute."""
-    vllm = importlib.util.find_spec("vllm")
-    assert vllm is not None
-    assert vllm.origin is not None
-    source = Path(vllm.origin).parent / "v1" / "metrics" / "loggers.py"
-    found = set()
-    for call in ast.walk(ast.parse(source.read_text("utf-8"))):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_cls"):
-            kind = call.func.attr.removeprefix("_").removesuffix("_cls")
-            names = [k.value.value for k in call.keywords if k.arg == "name" and isinstance(k.value, ast.Constant)]
-            found |= {f"{name}{ending}" for name in names for ending in _ENDINGS[kind]}
-    return found
-
-
 def test_vllms_metrics_are_read_from_its_source() -> None:
     known = {"vllm:num_requests_waiting", "vllm:prompt_tokens_total", "vllm:time_to_first_token_seconds_bucket"}
-    assert known <= theirs()
-    assert "vllm:prompt_tokens" not in theirs()  # a counter's name as Prometheus does not export it
+    assert known <= exported.theirs().keys()
+    assert "vllm:prompt_tokens" not in exported.theirs()  # a counter's name as Prometheus does not export it
+    assert exported.theirs()["vllm:num_requests_waiting"] == {"model_name", "engine"}
+    assert exported.theirs()["vllm:request_success_total"] == {"model_name", "engine", "finished_reason"}
+
+
+def test_the_gateways_labels_are_read_from_its_registry() -> None:
+    found = exported.ours()
+    assert found["kimi_serve_requests_total"] == {"route", "status", "tenant"}
+    assert found["kimi_serve_waiting_requests"] == {"priority"}
+    assert found["kimi_serve_replica_calls_total"] == {"replica", "outcome"}
+    assert found["kimi_serve_request_duration_seconds_bucket"] == {"route", "le"}
 
 
 @pytest.mark.parametrize("file", NAMED_IN, ids=lambda file: file.name)
@@ -63,7 +54,54 @@ def test_no_rule_panel_or_autoscaler_names_a_metric_that_is_not_exported(file: P
     text = file.read_text("utf-8")
     named = set(re.findall(r"\b(?:kimi_serve|vllm:)[a-z0-9_]*[a-z0-9]\b", text)) - {"kimi_serve"}
     assert named
-    assert named - ours() - theirs() == set()
+    assert named - EXPORTED.keys() == set()
+
+
+def queries(file: Path) -> list[tuple[str, str]]:
+    """(text in which a result's labels are shown, query) of a file that has some."""
+    text = file.read_text("utf-8")
+    if file.suffix == ".json":
+        return [(one["legendFormat"], one["expr"]) for panel in json.loads(text)["panels"] for one in panel["targets"]]
+    if file == ALERTS:
+        return [(" ".join(rule["annotations"].values()), rule["expr"]) for rule in rules().values()]
+    if file == AUTOSCALING:
+        triggers = [one["spec"]["triggers"] for one in yaml.safe_load_all(text) if one["kind"] == "ScaledObject"]
+        return [("", trigger["metadata"]["query"]) for of_one in triggers for trigger in of_one]
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    asked = [span.replace("\\|", "|") for span in spans if re.search(r"(kimi_serve_|vllm:|process_)\w+", span)]
+    return [("", span) for span in asked if re.search(r"[({]", span)]
+
+
+@pytest.mark.parametrize("file", [ALERTS, *DASHBOARDS, AUTOSCALING, OPERATE, METRICS], ids=lambda file: file.name)
+def test_no_query_asks_for_a_label_that_its_metric_has_not(file: Path) -> None:
+    assert queries(file)
+    for shown_in, query in queries(file):
+        assert promql.problems(query, EXPORTED, exported.SCRAPED) == [], query
+        shown = set(re.findall(r"\{\{ *(?:\$labels\.)?(\w+) *\}\}", shown_in))
+        has = promql.grouped_by(query)
+        of_metrics = {label for metric, _ in promql.named(query) for label in EXPORTED[metric]} | exported.SCRAPED
+        assert shown <= (of_metrics if has is None else has), query
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("sum by (typo) (rate(kimi_serve_requests_total[5m]))", "kimi_serve_requests_total: no label typo"),
+        ("sum(rate(kimi_serve_requests_total[5m])) by (stat, job)", "kimi_serve_requests_total: no label stat"),
+        ("sum without (le) (kimi_serve_files)", "kimi_serve_files: no label le"),
+        ('kimi_serve_requests_total{code="429"}', "kimi_serve_requests_total: no label code"),
+        ('kimi_serve_requests_total{status=~"5..",kind!="a"}', "kimi_serve_requests_total: no label kind"),
+        ("kimi_serve_files * on (tenant) kimi_serve_images_total", "kimi_serve_files: no label tenant"),
+        ("sum by (reason) (vllm:num_requests_waiting)", "vllm:num_requests_waiting: no label reason"),
+        ("kimi_serve_file", "kimi_serve_file: not exported"),
+        ("sum(process_memory) / 2", "process_memory: not exported"),
+        ('sum by (status) (kimi_serve_requests_total{status=~"5(0|2)"}) > 0.5', None),
+        ("histogram_quantile(0.9, sum by (le) (rate(kimi_serve_fetch_duration_seconds_bucket[$__interval])))", None),
+        ("max by (job) (up) == 0 and on (job) count by (job) (up) > 1", None),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_or_label_is_seen(query: str, said: str | None) -> None:
+    assert promql.problems(query, EXPORTED, exported.SCRAPED) == ([] if said is None else [said])
 
 
 def test_every_alert_says_what_it_means_and_points_at_its_section() -> None:
