@@ -127,6 +127,8 @@ JOB = {"job": "g"}
 ENGINE = {"job": "g", "replica": "http://e:8000"}
 A, B = '{job="g", instance="a"}', '{job="g", instance="b"}'
 AT_A = '{job="g", instance="a", replica="http://e:8000"}'
+READY_A, READY_B = f"kimi_serve_ready_replicas{A}", f"kimi_serve_ready_replicas{B}"
+HERE, VLLM = {"job": "kimi-serve-gateway"}, {"job": "vllm"}
 LOW, BROKEN = '{job="g", priority="low"}', '{job="g", code="upstream_error"}'
 AT_E = '{job="vllm", instance="e", engine="0"}'
 
@@ -143,9 +145,40 @@ def _answers(status: int) -> str:
     return f'kimi_serve_requests_total{{job="g", status="{status}"}}'
 
 
+def _build(instance: str) -> str:
+    return f'kimi_serve_build_info{{job="g", instance="{instance}", version="1"}}'
+
+
+def _up(instance: str) -> str:
+    return f'up{{job="kimi-serve-gateway", instance="{instance}"}}'
+
+
+def _refused(code: str) -> str:
+    return f'kimi_serve_refusals_total{{job="g", code="{code}"}}'
+
+
+def _first_tokens(in_time: str) -> dict[str, str]:
+    """Sixty a minute, of which so many came within ten seconds."""
+    name = "kimi_serve_time_to_first_token_seconds"
+    return {f'{name}_bucket{{job="g", le="10.0"}}': in_time, f'{name}_count{{job="g"}}': "0+60x200"}
+
+
+def _cache(name: str, hits: str) -> dict[str, str]:
+    """A hundred asked for a minute."""
+    return {f"vllm:{name}_cache_hits_total{AT_E}": hits, f"vllm:{name}_cache_queries_total{AT_E}": "0+100x800"}
+
+
 CASES = [
-    _fires("NoEngine", 3, JOB, {f"kimi_serve_ready_replicas{A}": "2 0x10", f"kimi_serve_ready_replicas{B}": "0x10"}),
-    _quiet("NoEngine", 9, {f"kimi_serve_ready_replicas{A}": "0x10", f"kimi_serve_ready_replicas{B}": "1x10"}),
+    _fires("GatewayDown", 9, JOB, {_build("a"): "1x6 stale", _build("b"): "1x2 stale"}),
+    _fires("GatewayDown", 3, HERE, {_up("a"): "1 0x9", _up("b"): "0x10"}),
+    _quiet("GatewayDown", 9, {_build("a"): "1x2 stale", _build("b"): "1x20", _up("a"): "0x20", _up("b"): "1x20"}),
+    _fires("NoEngine", 3, JOB, {READY_A: "2 0x10", READY_B: "0x10", f"kimi_serve_replica_ready{AT_A}": "0x10"}),
+    _fires("NoEngine", 5, JOB, {READY_A: "0x20", _refused("no_replica"): "0x2 1+1x20"}),
+    _quiet("NoEngine", 18, {READY_A: "0x20", _refused("no_replica"): "7x20", _refused("bad_image"): "0+1x20"}),
+    _quiet("NoEngine", 9, {READY_A: "0x10", READY_B: "1x10", f"kimi_serve_replica_ready{AT_A}": "0x10"}),
+    _fires("FirstTokensAreLate", 31, JOB, _first_tokens("0+60x15 900+45x20")),
+    _quiet("FirstTokensAreLate", 90, _first_tokens("0+60x60 3600+52x60")),
+    _quiet("FirstTokensAreLate", 90, _first_tokens("0+30x60 1800+60x60")),
     _fires("EngineNotReady", 11, ENGINE, {f"kimi_serve_replica_ready{AT_A}": "1 0x20"}),
     _quiet("EngineNotReady", 18, {f"kimi_serve_replica_ready{AT_A}": "0x9 1 0x9"}),
     _fires("EngineEjected", 23, ENGINE, {f"kimi_serve_replica_ejections_total{AT_A}": "0x20 0+2x20"}),
@@ -164,6 +197,13 @@ CASES = [
     _quiet("LimitsAreLocal", 18, {f"kimi_serve_limit_fallbacks_total{A}": "9x20"}),
     _fires("CacheIsFull", 11, {"job": "vllm", "instance": "e"}, {f"vllm:kv_cache_usage_perc{AT_E}": "0.5 0.99x20"}),
     _quiet("CacheIsFull", 18, {f"vllm:kv_cache_usage_perc{AT_E}": "0.9x20"}),
+    _fires("Preemptions", 15, {"job": "vllm", "instance": "e"}, {f"vllm:num_preemptions_total{AT_E}": "0+7x30"}),
+    _quiet("Preemptions", 28, {f"vllm:num_preemptions_total{AT_E}": "0+5x30"}),
+    _fires("PrefixCacheCollapsed", 634, VLLM, _cache("prefix", "0+50x600 30000+10x120")),
+    _quiet("PrefixCacheCollapsed", 700, _cache("prefix", "0+50x600 30000+30x120")),
+    _quiet("PrefixCacheCollapsed", 700, _cache("prefix", "0+15x600 9000+0x120")),  # nobody ever came back
+    _fires("ImageCacheCollapsed", 634, VLLM, _cache("mm", "0+50x600 30000+10x120")),
+    _quiet("ImageCacheCollapsed", 700, _cache("mm", "0+50x600 30000+30x120")),
 ]
 
 
