@@ -10,10 +10,19 @@ Json = dict[str, Any]
 
 # Where Kubernetes' own structures go, a schema cannot say what is drawn.
 KUBERNETES = "#/$defs/kubernetes"
+_VARIABLE = st.from_regex(r"[A-Z]{1,6}_[0-9]", fullmatch=True)
+_FROM_SECRET = {"secretKeyRef": {"name": "kept", "key": "key"}}
 # What a program reads as a word of its own, so that random text would be refused there and rightly.
 FORMS = {
     "quantity": st.sampled_from(["100m", "1", "2Gi", "512Mi"]),
     "name": st.from_regex(r"[a-z]{1,8}(-[a-z0-9]{1,5})?", fullmatch=True),
+    # One of value and valueFrom, as Kubernetes demands; what is secret comes from a Secret.
+    "env": st.lists(
+        st.fixed_dictionaries({"name": _VARIABLE, "value": st.text("ab {}:", max_size=9)})
+        | st.fixed_dictionaries({"name": _VARIABLE | st.just("HF_TOKEN"), "valueFrom": st.just(_FROM_SECRET)}),
+        max_size=3,
+        unique_by=lambda one: one["name"],
+    ),
     "optionalName": st.just("") | st.from_regex(r"[a-z]{1,8}", fullmatch=True),
 }
 

@@ -1,6 +1,9 @@
 """What every object of this project promises about security and leaving. Knows Kubernetes' fields; no chart."""
 
+import re
+import tomllib
 from collections.abc import Iterator
+from math import ceil
 from typing import Any
 
 from tests.deploy import kubernetes
@@ -17,15 +20,55 @@ PRIVATE = (
     "CustomResourceDefinition",
 )
 
+SECRET_VARIABLE = re.compile(r"KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)
+# Variables of that look which hold a path or a public name.
+NO_SECRETS = frozenset({"KIMI_SERVE_SECRETS"})
+SECRET_OPTION = re.compile(r"--(api-key|hf-token)(=|$)")
+SECRET_SETTING = re.compile(r"(^|_)(key|token|password|secret|redis|postgres|single)$")
+
 
 def problems(objects: list[Object]) -> list[str]:
     found = [f"{one['kind']} {one['metadata']['name']}" for one in objects if one["kind"] in PRIVATE]
-    found += twice(objects)
+    found += twice(objects) + secrets(objects)
+    settings = gateway_settings(objects)
     for one in objects:
         for pod in kubernetes.pods(one):
             where = f"{one['kind']} {one['metadata']['name']}"
-            found += [f"{where}: {problem}" for problem in of_pod(pod, is_job=one["kind"] == "Job")]
+            found += [f"{where}: {problem}" for problem in of_pod(pod, settings, is_job=one["kind"] == "Job")]
     return found
+
+
+def gateway_settings(objects: list[Object]) -> dict[str, Object]:
+    """What each ConfigMap's gateway.toml says, by the ConfigMap's name."""
+    maps = [one for one in objects if one["kind"] == "ConfigMap" and "gateway.toml" in one["data"]]
+    return {one["metadata"]["name"]: tomllib.loads(one["data"]["gateway.toml"]) for one in maps}
+
+
+def secrets(objects: list[Object]) -> list[str]:
+    """Secrets in plain text: in variables, in command lines, in ConfigMaps."""
+    found = []
+    for one in objects:
+        for pod in kubernetes.pods(one):
+            for container in [*pod.get("initContainers", []), *pod["containers"]]:
+                found += [f"{container['name']}: {problem}" for problem in plain_secrets(container)]
+    for name, settings in gateway_settings(objects).items():
+        found += [
+            f"{name}: {section}.{key} is a secret"
+            for section, fields in settings.items()
+            if isinstance(fields, dict)
+            for key, value in fields.items()
+            if SECRET_SETTING.search(key) and isinstance(value, str)
+        ]
+    return found
+
+
+def plain_secrets(container: Object) -> Iterator[str]:
+    for variable in container.get("env", []):
+        if "value" in variable and variable["name"] not in NO_SECRETS and SECRET_VARIABLE.search(variable["name"]):
+            yield f"{variable['name']} is in plain text"
+    for word in [*container.get("command", []), *container.get("args", [])]:
+        if SECRET_OPTION.match(word):
+            yield f"{word.partition('=')[0]} is in plain text"
 
 
 def twice(objects: list[Object]) -> list[str]:
@@ -33,7 +76,7 @@ def twice(objects: list[Object]) -> list[str]:
     return [f"twice: {name}" for name in {name for name in names if names.count(name) > 1}]
 
 
-def of_pod(pod: Object, *, is_job: bool) -> Iterator[str]:
+def of_pod(pod: Object, settings: dict[str, Object], *, is_job: bool) -> Iterator[str]:
     expected = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
     yield from missing("pod's securityContext", pod["securityContext"], expected)
     yield from missing("pod", pod, {"automountServiceAccountToken": False, "enableServiceLinks": False})
@@ -48,7 +91,7 @@ def of_pod(pod: Object, *, is_job: bool) -> Iterator[str]:
         yield from of_container(container)
     if not is_job:
         for container in pod["containers"]:
-            yield from of_server(pod, container)
+            yield from of_server(pod, container, settings)
 
 
 def of_container(container: Object) -> Iterator[str]:
@@ -67,7 +110,7 @@ def of_container(container: Object) -> Iterator[str]:
         yield f"{name}: has no limit on memory"
 
 
-def of_server(pod: Object, container: Object) -> Iterator[str]:
+def of_server(pod: Object, container: Object, settings: dict[str, Object]) -> Iterator[str]:
     """A container that answers requests: it is asked how it is, and has time to leave."""
     name = container["name"]
     if "ports" in container:
@@ -75,14 +118,18 @@ def of_server(pod: Object, container: Object) -> Iterator[str]:
             if probe not in container:
                 yield f"{name}: no {probe}"
     sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    if pod["terminationGracePeriodSeconds"] <= sleep + drain(container):
+    if pod["terminationGracePeriodSeconds"] <= sleep + drain(pod, container, settings):
         yield f"{name}: is killed before it has drained"
 
 
-def drain(container: Object) -> int:
-    """Seconds that the engine's own command line gives to requests; the gateway's stand in its settings."""
+def drain(pod: Object, container: Object, settings: dict[str, Object]) -> int:
+    """Seconds that requests get: in an engine's own command line, in the ConfigMap that a gateway's pod mounts."""
+    if "gateway" in container["args"]:
+        [name] = [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume]
+        listen = settings[name]["listen"]
+        return ceil(listen["settle_s"] + listen["grace_s"])
     prefix = "--shutdown-timeout="
-    return max([int(arg.removeprefix(prefix)) for arg in container["args"] if arg.startswith(prefix)], default=0)
+    return max(int(arg.removeprefix(prefix)) for arg in container["args"] if arg.startswith(prefix))
 
 
 def missing(what: str, found: Object, expected: Object) -> Iterator[str]:

@@ -32,6 +32,13 @@ def test_an_example_makes_what_its_golden_file_shows(example: Path) -> None:
     assert chart.golden(example).read_text("utf-8") == chart.rendered(chart.values_of(example)), SCRIPT
 
 
+def test_the_documentation_counts_the_examples() -> None:
+    counted = {10: "ten", 11: "eleven", 12: "twelve"}[len(chart.EXAMPLES)]
+    for page in ("deploy.md", "kubernetes.md"):
+        said = re.findall(r"(\w+) examples", (chart.ROOT / "docs" / page).read_text("utf-8"))
+        assert said == [counted], page
+
+
 @pytest.mark.parametrize("version", kubernetes.VERSIONS)
 @pytest.mark.parametrize("values", EXAMPLES)
 def test_every_object_is_valid(values: dict[str, Any], version: str) -> None:

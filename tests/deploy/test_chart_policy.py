@@ -1,6 +1,8 @@
 """The chart's promises: security contexts, probes, time to leave, secrets by reference, networks."""
 
+import copy
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -56,19 +58,55 @@ def test_probes_wait_for_a_checkpoint_that_takes_long_to_load() -> None:
     assert probe["failureThreshold"] * probe["periodSeconds"] >= 3605
 
 
-@pytest.mark.parametrize("values", EXAMPLES)
-def test_secrets_are_only_named(values: Object) -> None:
-    made = chart.objects(values)
-    for one in made:
-        for pod in kubernetes.pods(one):
-            for container in pod["containers"]:
-                for variable in container.get("env", []):
-                    is_plain = "value" in variable
-                    assert not (is_plain and any(word in variable["name"] for word in ("KEY", "TOKEN", "PASSWORD")))
-    secret = {name.partition(".") for name in chart.gateway_settings()[1]}
-    for config in of_kind(made, "ConfigMap").values():
-        settings = tomllib.loads(config["data"].get("gateway.toml", ""))
-        assert [name for section, _, name in secret if name in settings.get(section, {})] == []
+def a_variable(made: list[Object]) -> None:
+    engine(made)["env"] = [{"name": "VLLM_API_KEY", "value": "sk-1"}]
+
+
+def an_option(made: list[Object]) -> None:
+    engine(made)["args"].append("--api-key=sk-1")
+
+
+def two_words(made: list[Object]) -> None:
+    engine(made)["args"] += ["--hf-token", "hf_1"]
+
+
+def a_setting(made: list[Object]) -> None:
+    config = of_kind(made, "ConfigMap")["demo-gateway"]["data"]
+    config["gateway.toml"] += '\n[upstream]\napi_key = "sk-1"\n'
+
+
+def no_time_to_drain(made: list[Object]) -> None:
+    config = of_kind(made, "ConfigMap")["demo-gateway"]["data"]
+    config["gateway.toml"] = config["gateway.toml"].replace("grace_s = 120", "grace_s = 200")
+
+
+def engine(made: list[Object]) -> Object:
+    [container] = of_kind(made, "Deployment")["demo-kimi-vl-nano"]["spec"]["template"]["spec"]["containers"]
+    found: Object = container
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (a_variable, "engine: VLLM_API_KEY is in plain text"),
+        (an_option, "engine: --api-key is in plain text"),
+        (two_words, "engine: --hf-token is in plain text"),
+        (a_setting, "demo-gateway: upstream.api_key is a secret"),
+        (no_time_to_drain, "Deployment demo-gateway: gateway: is killed before it has drained"),
+    ],
+)
+def test_the_policy_sees_a_secret_in_plain_text_and_a_short_grace(
+    spoil: Callable[[list[Object]], None], said: str
+) -> None:
+    made = copy.deepcopy(chart.objects({}))
+    spoil(made)
+    assert policy.problems(made) == [said]
+
+
+def test_every_secret_setting_has_a_name_that_the_policy_knows() -> None:
+    for setting in chart.gateway_settings()[1]:
+        assert policy.SECRET_SETTING.search(setting.rpartition(".")[2]), setting
 
 
 def test_only_gateways_reach_engines_and_engines_reach_nothing() -> None:

@@ -39,6 +39,24 @@ def test_a_service_is_hardened_and_bounded(name: str, service: dict[str, Any]) -
     assert not {"privileged", "cap_add", "network_mode", "pid", "ipc"} & service.keys()
 
 
+def processors(services: dict[str, Any]) -> dict[str, float]:
+    return {name: float(one["deploy"]["resources"]["limits"]["cpus"]) for name, one in services.items()}
+
+
+@pytest.mark.parametrize(("profile", "most"), [("cpu", 2), ("scale", 2), ("observability", 2), ("gpu", 4)])
+def test_no_limit_is_above_a_small_machines_processors(profile: str, most: float) -> None:
+    """Docker refuses to start a container whose limit is above the machine's."""
+    assert max(processors(composed.services(profile)).values()) <= most
+
+
+def test_what_engines_and_gateways_may_use_can_be_set() -> None:
+    names = ("KIMI_SERVE_ENGINE_CPUS", "KIMI_SERVE_GATEWAY_CPUS", "KIMI_SERVE_GPU_ENGINE_CPUS")
+    raised = composed.read(dict.fromkeys(names, "24"))["services"]
+    assert {name for name, cpus in processors(raised).items() if cpus == 24} == {
+        str(param.id) for param in [*GATEWAYS, *ENGINES]
+    }
+
+
 @pytest.mark.parametrize(("name", "service"), SERVICES)
 def test_it_names_only_what_the_file_declares(name: str, service: dict[str, Any]) -> None:
     networks = service["networks"]
