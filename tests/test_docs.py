@@ -49,7 +49,7 @@ def test_every_link_within_the_repository_leads_somewhere(file: Path) -> None:
 @pytest.mark.parametrize("file", RUNNING, ids=by_name)
 def test_what_is_read_in_a_bad_hour_is_short_and_names_settings_and_codes_that_exist(file: Path) -> None:
     text = file.read_text("utf-8")
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 180
     sections = {
         name: field.default for name, field in Settings.model_fields.items() if isinstance(field.default, Section)
     }

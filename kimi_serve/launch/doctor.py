@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -175,7 +176,7 @@ def judge_probe(status: int, stdout: str, stderr: str) -> Check:
     """What a process that ran PROBE found."""
     answer = next((line for line in stdout.splitlines() if line.startswith("PROBE ")), None)
     if answer is None:
-        return Check("class in use", False, _last_line(stderr) or f"exit code {status}", _CLASS_ADVICE)
+        return Check("class in use", False, _last_error(stderr) or f"exit code {status}", _CLASS_ADVICE)
     found = json.loads(answer.removeprefix("PROBE "))
     return Check(
         "class in use", found["module"] == EXPECTED_MODULE, f"{found['module']}.{found['name']}", _CLASS_ADVICE
@@ -197,6 +198,8 @@ def check_model(model: str | None, here: Machine, environ: Mapping[str, str]) ->
     return Check("model", True, f"{directory}: {needs.weights / sizes.GIB:.2f} GiB")
 
 
-def _last_line(text: str) -> str:
+def _last_error(text: str) -> str:
+    """The last line that names an exception: libraries may print of their own after it. Else the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return (errors or lines or [""])[-1]

@@ -5,6 +5,7 @@ Knows HTTP and signals; both are other processes.
 
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -24,6 +25,8 @@ from kimi_serve.launch.family import Family
 from kimi_serve.launch.footprint import BUNDLED
 
 SAMPLE = BUNDLED.parent / "sample.png"
+LOWEST_PORT = 20_000
+PORTS_GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
 POLL = 0.25  # seconds
 GATEWAY_STARTS_IN = 60.0  # seconds
 ASK_TIMEOUT = 5.0  # seconds for one answer of /health
@@ -155,9 +158,26 @@ def require_free(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on. An engine binds it a minute later, so it is not one of those that the system gives
+    out unasked meanwhile, to clients among others.
+    """
+    for _ in range(100):
+        port = LOWEST_PORT + secrets.randbelow(_first_given_out() - LOWEST_PORT)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise LaunchError(f"no free port from {LOWEST_PORT} to {_first_given_out() - 1} on 127.0.0.1")
+
+
+def _first_given_out() -> int:
+    try:
+        first = int(PORTS_GIVEN_OUT.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 32_768  # Linux's default
+    return max(first, LOWEST_PORT + 1000)
 
 
 def greeting(model: str, options: Options, *, has_page: bool = False) -> str:

@@ -75,3 +75,9 @@ def test_a_model_that_fits_comes_with_its_flags(checkpoint: Path) -> None:
 def test_a_failing_check_prints_what_to_do() -> None:
     lines = doctor.report([doctor.Check("memory", ok=False, found="1 GiB", advice="free some")])
     assert lines == ["FAIL  memory        1 GiB", "                     -> free some"]
+
+
+def test_an_error_is_found_before_what_libraries_print_as_they_end() -> None:
+    check = doctor.judge_probe(1, "", "Traceback ...\nModuleNotFoundError: no kimi_vl\nnanobind: leaked 3 types!\n - see")
+    assert check.found == "ModuleNotFoundError: no kimi_vl"
+    assert doctor.judge_probe(1, "", "killed\n").found == "killed"

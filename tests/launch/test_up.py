@@ -154,3 +154,11 @@ def test_the_curl_line_is_one_command_that_sends_the_sample_picture() -> None:
     assert request["model"] == "it's"
     picture = request["messages"][0]["content"][0]["image_url"]["url"].removeprefix("data:image/png;base64,")
     assert base64.b64decode(picture) == up.SAMPLE.read_bytes()
+
+
+def test_a_free_port_is_none_that_the_system_gives_out_unasked() -> None:
+    ports = {up.free_port() for _ in range(50)}
+    first = int(up.PORTS_GIVEN_OUT.read_text().split()[0])
+    assert up.LOWEST_PORT <= min(ports)
+    assert max(ports) < max(first, up.LOWEST_PORT + 1000)
+    assert len(ports) > 1

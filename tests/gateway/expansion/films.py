@@ -64,14 +64,17 @@ def number_of(shown: np.ndarray) -> int:
 def moving(
     codec: str, container: str, options: dict[str, str], frames: int = 125, size: tuple[int, int] = SIZE
 ) -> bytes:
-    """A bright bar on its way over noise that changes: a picture for which an encoder uses all references it has."""
+    """A bright bar on its way over noise that changes: a picture for which an encoder uses all references it has.
+
+    One thread: with several, x264 chooses its references by who is ready first.
+    """
     wide, high = size
     chance = np.random.default_rng(1)
     noise = [chance.integers(-6, 7, (high, wide)) for _ in range(7)]
     y, x = np.mgrid[0:high, 0:wide]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=30, options=options)
+        stream = output.add_stream(codec, rate=30, options=options | {"threads": "1"})
         stream.width, stream.height, stream.pix_fmt = wide, high, "yuv420p"
         for number in range(frames):
             planes = np.full((high * 3 // 2, wide), 128, np.uint8)
