@@ -81,14 +81,20 @@ def is_described(schema: dict[str, Any], part: dict[str, Any], path: list[str]) 
 
 
 def test_every_object_of_the_schema_refuses_unknown_names() -> None:
-    """But labels and annotations, which are names, and Kubernetes' own structures."""
+    """But labels, annotations, models and adapters, which are names, and Kubernetes' own structures."""
     schema = json.loads((chart.CHART / "values.schema.json").read_text("utf-8"))
     is_open = [
         path
         for path, part in parts(schema)
         if part.get("type") == "object" and part.get("additionalProperties") is not False
     ]
-    assert sorted(is_open) == ["$defs.annotations", "$defs.kubernetes", "$defs.labels", "properties.models"]
+    assert sorted(is_open) == [
+        "$defs.annotations",
+        "$defs.engine.properties.adapters",
+        "$defs.kubernetes",
+        "$defs.labels",
+        "properties.models",
+    ]
 
 
 def parts(schema: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -127,6 +133,9 @@ def parts(schema: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
         {"models": {"kimi": {"download": {"repository": "a/b", "revision": "main"}}}},
         {"models": {"kimi": {"download": {"repository": "a/b", "revision": "0" * 40}}}},  # nowhere to put it
         {"models": {"kimi": {"gpus": -1}}},
+        {"models": {"kimi": {"adapters": {"tone": "models/tone"}}}},
+        {"models": {"kimi": {"adapters": {"tone=": "/models/tone"}}}},
+        {"models": {"kimi": {"adapters": {"kimi": "/models/tone"}}}},  # the base's name
         {"models": {"kimi": {"resources": {"limits": {"memory": "much"}}}}},
         {"models": {"kimi": {"autoscaling": {"kind": "magic"}}}},
         {"image": {"digests": {"gateway": "sha256:short"}}},
@@ -164,6 +173,15 @@ def test_the_launcher_takes_the_arguments_of_every_engine() -> None:
         plan = engine.prepare(str(engine.bundled()), arguments, Path("/usr/bin/vllm"), {})
         assert verb == "engine"
         assert list(plan.argv[-len(arguments) :]) == arguments
+
+
+def test_adapters_are_options_of_their_engine_and_of_no_other() -> None:
+    adapters = {"tone": "/models/tone", "terms": "/models/terms"}
+    made = chart.objects({"models": {"a": {"adapters": adapters, "args": ["--max-loras=2"]}, "b": {}}})
+    containers = [pod["containers"][0] for one in made for pod in kubernetes.pods(one)]
+    a, b = [one["args"] for one in containers if one["name"] == "engine"]
+    assert a[-5:] == ["--enable-lora", "--lora-modules", "terms=/models/terms", "tone=/models/tone", "--max-loras=2"]
+    assert "--enable-lora" not in b
 
 
 def test_a_dashboard_becomes_a_config_map(tmp_path: Path) -> None:

@@ -29,4 +29,9 @@ def asks_for_what_can_be(values: dict[str, Any]) -> bool:
     has_download = any(model.get("download", {}).get("repository") for model in downloads)
     has_claim = (store.get("existingClaim") or store.get("create")) and not store.get("image")
     is_routed = not route.get("enabled") or bool(route.get("parentRefs"))
-    return (not counted or counted in models) and (not has_download or bool(has_claim)) and is_routed
+    engines = {"": values.get("engine", {}), **models}
+    shared = engines[""].get("adapters", {})
+    names = {(name, model.get("servedName") or engines[""].get("servedName")) for name, model in engines.items()}
+    own = {name: shared | model.get("adapters", {}) for name, model in engines.items()}
+    is_apart = not any((served or name) in own[name] for name, served in names)
+    return is_apart and (not counted or counted in models) and (not has_download or bool(has_claim)) and is_routed

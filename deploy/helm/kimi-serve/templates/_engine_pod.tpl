@@ -144,6 +144,16 @@ spec:
 - --headless
 {{- end }}
 {{- end }}
+{{- with $model.adapters }}
+- --enable-lora
+- --lora-modules
+{{- range $adapter, $path := . }}
+{{- if eq $adapter $model.servedName }}
+{{- fail (printf "adapters.%s: the model has this name itself" $adapter) }}
+{{- end }}
+- {{ printf "%s=%s" $adapter $path | quote }}
+{{- end }}
+{{- end }}
 {{- range $model.args }}
 - {{ . | quote }}
 {{- end }}
