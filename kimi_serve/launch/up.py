@@ -158,8 +158,9 @@ def require_free(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nothing listens on. An engine binds it a minute later, so it is not one of those that the system gives
-    out unasked meanwhile, to clients among others.
+    """A port that nothing listens on, from 20000 up. LaunchError where none is found.
+
+    An engine binds it a minute later, so it is none of those that the system gives out unasked meanwhile.
     """
     for _ in range(100):
         port = LOWEST_PORT + secrets.randbelow(_first_given_out() - LOWEST_PORT)

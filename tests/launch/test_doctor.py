@@ -78,6 +78,8 @@ def test_a_failing_check_prints_what_to_do() -> None:
 
 
 def test_an_error_is_found_before_what_libraries_print_as_they_end() -> None:
-    check = doctor.judge_probe(1, "", "Traceback ...\nModuleNotFoundError: no kimi_vl\nnanobind: leaked 3 types!\n - see")
+    check = doctor.judge_probe(
+        1, "", "Traceback ...\nModuleNotFoundError: no kimi_vl\nnanobind: leaked 3 types!\n - see"
+    )
     assert check.found == "ModuleNotFoundError: no kimi_vl"
     assert doctor.judge_probe(1, "", "killed\n").found == "killed"
