@@ -21,7 +21,8 @@ def test_the_fastest_path_of_this_cpu_is_chosen() -> None:
     flags = cpu_flags()
     usable = [path for path, needs in NEEDS.items() if needs <= flags]
     lib = library.load()
-    assert lib.paths in (usable, [path for path in usable if path != "amx"])  # the system may refuse a process its tiles
+    # The system may refuse a process its tiles.
+    assert lib.paths in (usable, [path for path in usable if path != "amx"])
     assert lib.path_chosen == lib.paths[-1]
 
 
