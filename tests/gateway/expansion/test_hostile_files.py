@@ -124,5 +124,5 @@ def test_a_mutated_document_is_shown_or_refused_and_nothing_hangs(checkpoint: Pa
     seen = outcomes(lambda workers, number: read(workers, mutated(sound[number % len(sound)], number), meter))
     assert seen["shown"] > COPIES // 5
     assert seen["invalid"] > 0
-    assert seen["nothing"] == 0
+    assert seen["nothing"] == seen["crash"] == 0
     assert processes() == []

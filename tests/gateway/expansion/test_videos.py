@@ -207,7 +207,7 @@ def test_a_mutated_video_is_shown_or_refused_and_nothing_hangs(checkpoint: Path)
     seen = outcomes(read)
     assert seen["shown"] > COPIES // 5
     assert seen["invalid"] > 0
-    assert seen["nothing"] == 0
+    assert seen["nothing"] == seen["crash"] == 0
     assert set(processes()) <= before  # another gateway of this module has one that waits
 
 
