@@ -136,6 +136,7 @@ def precisions(found: list[dict[str, Any]]) -> str:
         f"| --- |{' --- |' * len(tasks)}",
     ]
     lines += [f"| {one['checkpoint']} | {' | '.join(f'{100 * one[task]:.1f} %' for task in tasks)} |" for one in found]
+    lines.append("\n`point` here means the very digits; the table above counts what lies within 0.05 of the centre.")
     return "\n".join(lines) + "\n"
 
 
