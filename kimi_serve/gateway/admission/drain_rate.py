@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Callable
+from typing import Final
+
+LONGEST_S: Final = 60.0  # that anybody is told to stay away
 
 
 class DrainRate:
@@ -17,7 +20,7 @@ class DrainRate:
         *,
         memory_s: float = 30.0,
         least_s: float = 1.0,
-        most_s: float = 60.0,
+        most_s: float = LONGEST_S,
         unknown_s: float = 2.0,
     ) -> None:
         self._clock = clock

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-from kimi_serve.gateway.admission.drain_rate import DrainRate
+from kimi_serve.gateway.admission.drain_rate import LONGEST_S, DrainRate
 from kimi_serve.gateway.admission.fair_queue import FairQueue, Load, Ticket
 from kimi_serve.gateway.admission.pace import Pace
 from kimi_serve.gateway.cost import Cost
@@ -54,7 +54,6 @@ class Snapshot:
 
 
 _NO_LOAD: Final = Load()
-_LONGEST_S: Final = 60.0  # that anybody is told to stay away
 
 
 class Admission:
@@ -150,7 +149,7 @@ class Admission:
         wait_s = self._paces[priority].seconds_for(ahead, self._capacity.requests, self._outstanding.requests)
         if wait_s is None or wait_s <= allowed_s:
             return
-        come_back_s = min(wait_s, _LONGEST_S)
+        come_back_s = min(wait_s, LONGEST_S)
         if self._queue.has_more_than_others(slot.tenant, priority):
             message = f"This key's requests wait {wait_s:.1f} s, more than {allowed_s:.1f}; send fewer at a time."
             raise ApiError("tenant_queue_full", message, retry_after=come_back_s)

@@ -24,7 +24,7 @@ inline __m512i unpack(const uint8_t* data) {
     return _mm512_and_si512(apart, _mm512_set1_epi8(15));
 }
 
-// A group has 64 * kUnits columns. `factors` are the token's scales and corrections, a group each, zeros after the last.
+// A group has 64 * kUnits columns. `scales` and `corrections` are the token's, one a group, zeros after the last.
 template <int kUnits>
 void single_int4(const Rows& rows, const int8_t* activations, const float* scales, const float* corrections, float* y) {
     for (int64_t r = 0; r < rows.count; ++r, y += kPanelTokens) {

@@ -1,8 +1,8 @@
 // The paths for CPUs with AVX-512 VNNI, without AMX and with it: one instruction multiplies and adds four neighbours into
-// 32 bits. Few tokens take registers of 256 bits, as AVX2 does: memory is what they wait for. More take 512, or tiles.
+// 32 bits. Two to eight tokens take registers of 256 bits, as with AVX2; one alone takes 512, and many take 512 or tiles.
 //
 // Built with KIMI_EMULATE_VNNI, that instruction is spelled out in AVX2 and the path runs where it is missing: so the
-// tests reach everything in this file but the instruction itself.
+// tests reach everything in this file but the instruction itself; what has 512 bits is left out then.
 #include "path.h"
 
 #if defined(__x86_64__)
